@@ -1,0 +1,219 @@
+"""Operators, loss and model of a three-layer feed-forward network, forward and backward by hand, in NumPy alone.
+
+An operator's `forward` leaves in `memory` what its `backward` needs; `backward` takes G, the gradient of the loss with
+respect to the operator's output, and returns the gradient with respect to its inputs. ⊙ is the elementwise product, and
+the numbers in parentheses are those of docs/report.md. Every operator keeps the dtype it is given. A call with wrong
+shapes raises ValueError, a backward without its forward RuntimeError.
+"""
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def check_shape(name: str, array: Array, wanted: tuple[int, ...]) -> None:
+    """Raise ValueError unless `array` has the shape `wanted`: NumPy would broadcast it, or fail far from the cause."""
+    if np.shape(array) != wanted:
+        raise ValueError(f"{name} has shape {np.shape(array)}, but {wanted} is wanted")
+
+
+class NumpyOp:
+    """Base class of the operators.
+
+    Attributes
+    ----------
+    memory : dict of str to array
+        What the last forward left for backward; its output is "y".
+    epsilon : float
+        What Log adds to its input to stay finite at 0.
+    """
+
+    def __init__(self) -> None:
+        self.memory: dict[str, Array] = {}
+        self.epsilon = 1e-12
+
+    def check_grad(self, grad_y: Array) -> None:
+        """Raise RuntimeError before the first forward, ValueError where `grad_y` has not the shape of the output."""
+        name = type(self).__name__
+        if not self.memory:
+            raise RuntimeError(f"{name}.backward was called before {name}.forward")
+        check_shape(f"grad_y of {name}.backward", grad_y, self.memory["y"].shape)
+
+
+class Matmul(NumpyOp):
+    """Matrix product.
+
+    Y = X W  (1.1),  grad_x = G Wᵀ  (1.4),  grad_w = Xᵀ G  (1.5)
+    """
+
+    def forward(self, x: Array, W: Array) -> Array:
+        """Return y (N, d') for x (N, d) and W (d, d')."""
+        if np.ndim(x) != 2 or np.ndim(W) != 2 or x.shape[1] != W.shape[0]:
+            raise ValueError(f"Matmul has x {np.shape(x)} and W {np.shape(W)}, but (N, d) and (d, d') are wanted")
+        y = x @ W
+        self.memory = {"x": x, "W": W, "y": y}
+        return y
+
+    def backward(self, grad_y: Array, needs_input_grad: bool = True) -> tuple[Any, Array]:
+        """Return grad_x (N, d), or None where it is not needed, and grad_w (d, d') for grad_y (N, d')."""
+        self.check_grad(grad_y)
+        x, W = self.memory["x"], self.memory["W"]
+        grad_x = grad_y @ W.T if needs_input_grad else None
+        grad_w = x.T @ grad_y
+        return grad_x, grad_w
+
+
+class Relu(NumpyOp):
+    """Rectified linear unit, on arrays of any shape.
+
+    Y = max(X, 0)  (2.1),  grad_x = G where X > 0, else 0  (2.4)
+    """
+
+    def forward(self, x: Array) -> Array:
+        """Return y, shaped like x; NaN stays NaN."""
+        y = np.maximum(x, 0)
+        self.memory = {"x": x, "y": y}
+        return y
+
+    def backward(self, grad_y: Array) -> Array:
+        """Return grad_x, shaped like grad_y."""
+        self.check_grad(grad_y)
+        # A product, because np.where costs ten times as much. "Not X <= 0" differs from X > 0 at NaN alone, where it
+        # lets G through, as PyTorch does, and hides nothing as 0.
+        return grad_y * ~(self.memory["x"] <= 0)
+
+
+class Log(NumpyOp):
+    """Natural logarithm, finite at 0, on arrays of any shape.
+
+    Y = ln(X + ε)  (3.1),  grad_x = G / (X + ε)  (3.4)
+    """
+
+    def forward(self, x: Array) -> Array:
+        """Return y, shaped like x; x is not negative."""
+        y = np.log(x + self.epsilon)
+        self.memory = {"x": x, "y": y}
+        return y
+
+    def backward(self, grad_y: Array) -> Array:
+        """Return grad_x, shaped like grad_y."""
+        self.check_grad(grad_y)
+        return grad_y / (self.memory["x"] + self.epsilon)
+
+
+class Softmax(NumpyOp):
+    """Softmax over the last axis, whose rows m are shifted by their maximum so that no exponential overflows.
+
+    Y = exp(X − max X) / Σₖ exp(Xₖ − max X)  (4.1),  grad_x = Y ⊙ (G − Σₖ Gₖ Yₖ)  (4.3)
+    """
+
+    def forward(self, x: Array) -> Array:
+        """Return y, shaped like x, whose rows are positive and sum to 1."""
+        # A difference that overflows is −inf, and its exponential the 0 that it should be.
+        with np.errstate(over="ignore"):
+            y = np.exp(x - x.max(axis=-1, keepdims=True))
+        y /= y.sum(axis=-1, keepdims=True)
+        self.memory = {"y": y}
+        return y
+
+    def backward(self, grad_y: Array) -> Array:
+        """Return grad_x, shaped like grad_y."""
+        self.check_grad(grad_y)
+        y = self.memory["y"]
+        return y * (grad_y - (grad_y * y).sum(axis=-1, keepdims=True))
+
+
+class NumpyLoss:
+    """Mean negative log-likelihood.
+
+    L = −(1/N) Σ target ⊙ pred  (5.1),  its gradient with respect to pred is −target / N  (5.2)
+    """
+
+    def __init__(self) -> None:
+        self.target: Array | None = None
+
+    def get_loss(self, pred: Array, target: Array) -> float:
+        """Return the loss, in nats, of log-probabilities `pred` (N, C) against one-hot `target` (N, C) of any dtype."""
+        check_shape("target of NumpyLoss.get_loss", target, np.shape(pred))
+        if np.ndim(pred) != 2 or len(pred) == 0:
+            raise ValueError(f"pred of NumpyLoss.get_loss has shape {np.shape(pred)}, but (N, C) with N > 0 is wanted")
+        # In pred's dtype: a float64 target would turn every gradient of a float32 model into float64.
+        self.target = np.asarray(target, dtype=pred.dtype)
+        # A float64 sum: np.float64 is a Python float that also has the `item()` of the course's training loop.
+        return -np.sum(pred * self.target, dtype=np.float64) / len(pred)
+
+    def backward(self) -> Array:
+        """Return the gradient (N, C) with respect to `pred`, in its dtype."""
+        if self.target is None:
+            raise RuntimeError("NumpyLoss.backward was called before NumpyLoss.get_loss")
+        return -self.target / len(self.target)
+
+
+class NumpyModel:
+    """Three layers without biases: x → matmul_1 → relu_1 → matmul_2 → relu_2 → matmul_3 → softmax → log.
+
+    Attributes
+    ----------
+    W1, W2, W3 : array (784, 256), (256, 64), (64, 10)
+        The weights, random and float32 until others are assigned, in any float dtype.
+    log_grad, softmax_grad, x3_grad, relu_2_grad, x2_grad, relu_1_grad, x1_grad : array
+        Gradients of the loss with respect to the input of the operator (xᵢ is matmul_i's), left by `backward`.
+    W1_grad, W2_grad, W3_grad : array
+        Gradients of the loss with respect to the weights, left by `backward`.
+    """
+
+    SHAPES: ClassVar[dict[str, tuple[int, int]]] = {"W1": (784, 256), "W2": (256, 64), "W3": (64, 10)}
+    W1: Array
+    W2: Array
+    W3: Array
+    W1_grad: Array | None = None
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng()
+        for name, shape in self.SHAPES.items():
+            setattr(self, name, rng.standard_normal(shape, dtype=np.float32) / shape[0] ** 0.5)
+        self.matmul_1, self.matmul_2, self.matmul_3 = Matmul(), Matmul(), Matmul()
+        self.relu_1, self.relu_2 = Relu(), Relu()
+        self.softmax, self.log = Softmax(), Log()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a weight keeps its shape."""
+        if name in self.SHAPES:
+            check_shape(name, value, self.SHAPES[name])
+        super().__setattr__(name, value)
+
+    def forward(self, x: Array) -> Array:
+        """Return log-probabilities (N, 10) of images x: (N, 784), (N, 28, 28) or (N, 1, 28, 28), float."""
+        if np.shape(x)[1:] not in ((784,), (28, 28), (1, 28, 28)):
+            raise ValueError(f"x has shape {np.shape(x)}, but (N, 784), (N, 28, 28) or (N, 1, 28, 28) is wanted")
+        y = self.matmul_1.forward(x.reshape(len(x), 784), self.W1)
+        y = self.relu_1.forward(y)
+        y = self.matmul_2.forward(y, self.W2)
+        y = self.relu_2.forward(y)
+        y = self.matmul_3.forward(y, self.W3)
+        y = self.softmax.forward(y)
+        return self.log.forward(y)
+
+    def backward(self, grad_y: Array, needs_input_grad: bool = True) -> None:
+        """Leave every gradient on the model for grad_y (N, 10); x1_grad is None where it is not needed."""
+        self.log_grad = self.log.backward(grad_y)
+        self.softmax_grad = self.softmax.backward(self.log_grad)
+        self.x3_grad, self.W3_grad = self.matmul_3.backward(self.softmax_grad)
+        self.relu_2_grad = self.relu_2.backward(self.x3_grad)
+        self.x2_grad, self.W2_grad = self.matmul_2.backward(self.relu_2_grad)
+        self.relu_1_grad = self.relu_1.backward(self.x2_grad)
+        self.x1_grad, self.W1_grad = self.matmul_1.backward(self.relu_1_grad, needs_input_grad)
+
+    def optimize(self, learning_rate: float) -> None:
+        """Take one step of SGD, W ← W − learning_rate · grad, with the gradients of the last backward."""
+        if self.W1_grad is None:
+            raise RuntimeError("NumpyModel.optimize was called before NumpyModel.backward")
+        # In this order NumPy adds into the memory of the product and only reads W, which the cache of each core holds:
+        # 30 ms an epoch less than W -= rate * G. A NumPy float as rate would turn float32 weights into float64.
+        rate = float(learning_rate)
+        self.W1 = -rate * self.W1_grad + self.W1
+        self.W2 = -rate * self.W2_grad + self.W2
+        self.W3 = -rate * self.W3_grad + self.W3

@@ -1,0 +1,43 @@
+"""The network, loss and SGD step of numpy_fnn.py in PyTorch, whose autograd is the judge of every gradient."""
+
+import torch
+
+from numpy_fnn import Array
+
+
+class TorchModel:
+    """The reference: weights, input and every operator's input are leaves or keep their gradients."""
+
+    def __init__(self, W1: Array, W2: Array, W3: Array) -> None:
+        self.W1, self.W2, self.W3 = (torch.tensor(W, requires_grad=True) for W in (W1, W2, W3))
+
+    def forward(self, x: Array) -> torch.Tensor:
+        """Return log-probabilities (N, 10) of images x (N, ...), in the dtype of both x and the weights."""
+        self.x1 = torch.tensor(x).reshape(len(x), -1).requires_grad_()
+        self.relu_1 = self.x1 @ self.W1
+        self.x2 = torch.relu(self.relu_1)
+        self.relu_2 = self.x2 @ self.W2
+        self.x3 = torch.relu(self.relu_2)
+        self.softmax = self.x3 @ self.W3
+        self.log = torch.softmax(self.softmax, dim=-1)
+        for tensor in (self.relu_1, self.x2, self.relu_2, self.x3, self.softmax, self.log):
+            tensor.retain_grad()
+        return torch.log(self.log + 1e-12)
+
+    def backward(self, y_pred: torch.Tensor, target: Array) -> float:
+        """Return the mean negative log-likelihood against one-hot target (N, 10) and leave every gradient."""
+        for W in (self.W1, self.W2, self.W3):
+            W.grad = None
+        loss = -(y_pred * torch.tensor(target)).sum(dim=1).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    def optimize(self, learning_rate: float) -> None:
+        """Take one step of SGD."""
+        with torch.no_grad():
+            for W in (self.W1, self.W2, self.W3):
+                W -= learning_rate * W.grad
+
+    def gradient(self, name: str) -> Array:
+        """Return the gradient that NumpyModel calls `name`, such as "softmax_grad" or "W1_grad"."""
+        return getattr(self, name.removesuffix("_grad")).grad.numpy()
