@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from numpy_fnn import Array, NumpyLoss, NumpyModel
-from utils import DATASETS, DataError, DownloadError, initial_weights, load_dataset, one_hot, plot_history
+from utils import DATASETS, DataError, Dataset, DownloadError, initial_weights, load_dataset, one_hot, plot_history
 
 EPOCH_NUMBER = 3
 BATCH_SIZE = 128
@@ -107,40 +107,38 @@ def train(
     return history
 
 
-def whole_number(text: str, least: int = 1) -> int:
-    """Return the whole number that `text` says; an error to argparse where it is below `least` or no whole number."""
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-    return int(text)
-
-
-def positive_number(text: str) -> float:
-    """Return the positive finite number that `text` says; an error to argparse where it is none."""
+def number(kind: type[int] | type[float], above: int, wanted: str, text: str) -> float:
+    """Return the finite number above `above` that `text` says; an error to argparse, saying what is wanted, if none."""
     try:
-        number = float(text)
+        value = kind(text)
     except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive finite number")
-    return number
+        value = math.nan
+    if not above < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options, whose defaults are the constants above; argparse exits with code 2 on a bad one."""
+    """Return the options, whose defaults are the constants above; a bad one is one line on stderr and exit code 2."""
     parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,  # so that an error is one line
+        usage=argparse.SUPPRESS,
         description="Train a three-layer network with mini-batch SGD, in NumPy, and plot its loss.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add = parser.add_argument
-    # Defaults are strings, so that argparse checks an edited constant as it checks the command line.
-    add("--epoch-number", type=whole_number, default=str(EPOCH_NUMBER), help="passes over the training data")
-    add("--batch-size", type=whole_number, default=str(BATCH_SIZE), help="images a step")
-    add("--learning-rate", type=positive_number, default=str(LEARNING_RATE), help="factor of the gradient in a step")
-    add("--seed", type=partial(whole_number, least=0), default=str(SEED), help="of initial weights and shuffles")
-    add("--dataset", default=argparse.SUPPRESS, help=f"one of {', '.join(DATASETS)} (default: {DATASET})")
-    add("--data-dir", default=str(DATA_DIR), help="folder of the data sets; missing files are downloaded into it")
-    add("--plot", default=str(PLOT), help="where to save the picture of the loss, as .png, .pdf or .svg")
+    positive_int = partial(number, int, 0, "a positive whole number")
+    positive_float = partial(number, float, 0, "a positive finite number")
+    natural = partial(number, int, -1, "a whole number of 0 or more")
+    for option, default, kind, text in (
+        ("--epoch-number", EPOCH_NUMBER, positive_int, "passes over the training data"),
+        ("--batch-size", BATCH_SIZE, positive_int, "images a step"),
+        ("--learning-rate", LEARNING_RATE, positive_float, "factor of the gradient in a step"),
+        ("--seed", SEED, natural, "of the initial weights and the shuffles"),
+        ("--data-dir", DATA_DIR, str, "folder of the data sets, into which missing files are downloaded"),
+        ("--plot", PLOT, str, "where to save the picture of the loss, as .png, .pdf or .svg"),
+    ):
+        # argparse checks a default that is a string like the command line, and so catches an edited constant, too.
+        parser.add_argument(option, default=str(default), type=kind, help=text)
+    parser.add_argument("--dataset", default=argparse.SUPPRESS, help=f"{', '.join(DATASETS)} (default: {DATASET})")
     options = parser.parse_args(arguments)
     options.asked_by_name = "dataset" in options
     options.dataset = options.dataset if options.asked_by_name else DATASET
@@ -149,51 +147,40 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace) -> int:
-    """Load the data, train, save the picture, and return the exit code; raises DataError where there is no data."""
+def find_dataset(name: str, data_dir: str, asked_by_name: bool) -> Dataset:
+    """Return the data set, or digits where its download fails and it was not asked for by name; raises DataError."""
     try:
-        dataset = load_dataset(options.dataset, options.data_dir)
+        return load_dataset(name, data_dir)
     except DownloadError as error:
-        if options.asked_by_name:
+        if asked_by_name:
             raise
         print(f"{error}; going on with digits.", file=sys.stderr)
-        dataset = load_dataset("digits", options.data_dir)
-    sizes = f"{len(dataset.train[1])} training and {len(dataset.test[1])} test images"
-    print(f"{dataset.name}: {sizes} from {dataset.source}", flush=True)
-
-    rng = np.random.default_rng(options.seed)
-    sgd = (options.epoch_number, options.batch_size, options.learning_rate)
-    history, status = History(), 0
-    try:
-        train(new_model(rng), dataset.train, dataset.test, *sgd, rng, history)
-    except FloatingPointError as error:
-        status = 1
-        print(f"Training stopped: {error}.", file=sys.stderr)
-    except KeyboardInterrupt:
-        status = 130
-        print(f"Interrupted after {len(history.losses)} steps.", file=sys.stderr)
-
-    if history.losses:
-        title = "{}: {} epochs, batch size {}, learning rate {}, seed {}".format(dataset.name, *sgd, options.seed)
-        try:
-            plot_history(history.losses, history.accuracies, title, options.plot)
-        except (OSError, ValueError, ImportError) as error:
-            status = status or 1
-            print(f"The loss curve could not be saved to {options.plot}: {error}.", file=sys.stderr)
-    return status
+        return load_dataset("digits", data_dir)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Load the data, train, save the picture, and return the exit code."""
     options = parse_options(arguments)
+    sgd = (options.epoch_number, options.batch_size, options.learning_rate)
+    rng, history, code = np.random.default_rng(options.seed), History(), 0
     try:
-        return run(options)
-    except DataError as error:
+        name, train_set, test_set, source = find_dataset(options.dataset, options.data_dir, options.asked_by_name)
+        print(f"{name}: {len(train_set[1])} training and {len(test_set[1])} test images from {source}", flush=True)
+        train(new_model(rng), train_set, test_set, *sgd, rng, history)
+    except (DataError, FloatingPointError) as error:
+        code = 1
         print(f"{error}.", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
+        code = 130
+        print(f"Interrupted after {len(history.losses)} steps.", file=sys.stderr)
+    if history.losses:
+        title = "{}: {} epochs, batch size {}, learning rate {}, seed {}".format(name, *sgd, options.seed)
+        try:
+            plot_history(history.losses, history.accuracies, title, options.plot)
+        except (OSError, ValueError, ImportError) as error:
+            code = code or 1
+            print(f"The loss curve could not be saved to {options.plot} ({error}).", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

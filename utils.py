@@ -193,7 +193,7 @@ def plot_history(losses: Sequence[float], accuracies: Sequence[float], title: st
     for axes in (left, right):
         axes.grid(alpha=0.3)
     replaced = ", in place of the one that was there" if Path(path).exists() else ""
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format=Path(path).suffix[1:])  # without a format, a path "loss" would mean loss.png
     print(f"The loss curve is in {path}{replaced}")
     if figure.canvas.required_interactive_framework:  # None where matplotlib found no display
         plt.show()

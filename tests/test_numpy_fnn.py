@@ -43,7 +43,9 @@ def lay_out(array: Array, layout: str) -> Array:
     return array
 
 
-def make_inputs(operator: type, shape: tuple[int, int, int], exponent: int, rng: np.random.Generator) -> list[Array]:
+def make_inputs(
+    operator: type[Any], shape: tuple[int, int, int], exponent: int, rng: np.random.Generator
+) -> list[Array]:
     """Return float64 inputs of about 10**exponent; Matmul's weight is as small as x is large, so that y is neither."""
     n, d_in, d_out = shape
     x = rng.standard_normal((n, d_in)) * 10.0**exponent
@@ -62,7 +64,7 @@ def backward(op: Any, grad_y: Array) -> tuple[Array, ...]:
 @given(st.tuples(sizes, sizes, sizes), st.sampled_from(list(TOLERANCES)), st.integers(-30, 30), seeds, st.data())
 @settings(deadline=None)
 def test_operator_agrees_with_torch_and_leaves_its_inputs_alone(
-    operator: type, shape: tuple[int, int, int], dtype: type, exponent: int, seed: int, data: st.DataObject
+    operator: type[Any], shape: tuple[int, int, int], dtype: type[Any], exponent: int, seed: int, data: st.DataObject
 ) -> None:
     layouts = st.sampled_from(["C", "Fortran", "sliced", "read-only"])
     rng = np.random.default_rng(seed)
@@ -75,7 +77,7 @@ def test_operator_agrees_with_torch_and_leaves_its_inputs_alone(
     grads = backward(op, grad_y)
 
     expected_y = REFERENCES[operator](*tensors)
-    expected_y.backward(torch.tensor(grad_y.copy()))  # type: ignore[no-untyped-call]
+    expected_y.backward(torch.tensor(grad_y.copy()))
     for actual, expected in zip((y, *grads), (expected_y.detach(), *(t.grad for t in tensors)), strict=True):
         assert actual.dtype == dtype
         # What Softmax's gradient is the difference of is as large as G.
@@ -89,7 +91,7 @@ def test_operator_agrees_with_torch_and_leaves_its_inputs_alone(
 @given(st.tuples(sizes, sizes, sizes), st.integers(-30, 30), seeds)
 @settings(deadline=None)
 def test_backward_agrees_with_central_differences(
-    operator: type, shape: tuple[int, int, int], exponent: int, seed: int
+    operator: type[Any], shape: tuple[int, int, int], exponent: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     # Softmax is far from linear within a step that is small against large logits.
@@ -108,19 +110,19 @@ def test_backward_agrees_with_central_differences(
 
 
 @both_dtypes
-def test_relu_at_zeros_infinities_and_nan_is_torchs(dtype: type) -> None:
+def test_relu_at_zeros_infinities_and_nan_is_torchs(dtype: type[Any]) -> None:
     x = np.array([[0.0, -0.0, np.inf, -np.inf, np.nan, 1e-30, -1e-30]], dtype)
     tensor = torch.tensor(x, requires_grad=True)
     relu = Relu()
     y = relu.forward(x)
-    torch.relu(tensor).backward(torch.ones_like(tensor))  # type: ignore[no-untyped-call]
+    torch.relu(tensor).backward(torch.ones_like(tensor))
     np.testing.assert_array_equal(y, [[0, 0, np.inf, 0, np.nan, x[0, 5], 0]])
     np.testing.assert_array_equal(relu.backward(np.ones_like(x)), [[0, 0, 1, 0, 1, 1, 0]])
     np.testing.assert_array_equal(relu.backward(np.ones_like(x)), tensor.grad)
 
 
 @both_dtypes
-def test_log_of_zero_is_finite_and_its_gradient_the_exact_derivative(dtype: type) -> None:
+def test_log_of_zero_is_finite_and_its_gradient_the_exact_derivative(dtype: type[Any]) -> None:
     log = Log()
     np.testing.assert_allclose(log.forward(np.zeros((2, 3), dtype)), math.log(1e-12), rtol=1e-6)
     np.testing.assert_allclose(log.backward(np.ones((2, 3), dtype)), 1e12, rtol=1e-6)
@@ -161,7 +163,7 @@ def test_certain_wrong_answer_costs_a_large_finite_loss() -> None:
 
 @pytest.mark.parametrize("target_dtype", [np.float64, np.float32, np.uint8, np.bool_])
 @both_dtypes
-def test_loss_is_a_float_whose_gradient_keeps_the_dtype_of_pred(dtype: type, target_dtype: type) -> None:
+def test_loss_is_a_float_whose_gradient_keeps_the_dtype_of_pred(dtype: type[Any], target_dtype: type[Any]) -> None:
     pred = np.log(np.array([[0.25, 0.75], [0.5, 0.5]], dtype))
     numpy_loss = NumpyLoss()
     loss = numpy_loss.get_loss(pred, np.array([[1, 0], [0, 1]], target_dtype))
@@ -181,7 +183,7 @@ def assert_near(actual: Array, expected: Array, tolerance: float) -> None:
 
 @pytest.mark.parametrize("shape", [(32, 784), (32, 28, 28), (32, 1, 28, 28)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-12)])
-def test_model_agrees_with_torch(dtype: type, tolerance: float, shape: tuple[int, ...]) -> None:
+def test_model_agrees_with_torch(dtype: type[Any], tolerance: float, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     weights = [rng.uniform(-0.1, 0.1, shape).astype(dtype) for shape in NumpyModel.SHAPES.values()]
     x, target = rng.standard_normal(shape).astype(dtype), np.eye(10, dtype=dtype)[rng.integers(0, 10, 32)]
@@ -222,7 +224,7 @@ def test_numpy_learning_rate_keeps_float32_weights() -> None:
 
 
 @all_operators
-def test_returned_arrays_do_not_change_on_the_next_call(operator: type) -> None:
+def test_returned_arrays_do_not_change_on_the_next_call(operator: type[Any]) -> None:
     op, rng = operator(), np.random.default_rng(0)
 
     def step() -> tuple[Array, ...]:
@@ -244,7 +246,7 @@ def test_course_handout_code_runs_unchanged() -> None:
     numpy_x_grad, numpy_W_grad = numpy_matmul.backward(np.ones_like(numpy_out))
     torch_x, torch_W = (torch.from_numpy(array).clone().requires_grad_() for array in (x, W))
     torch_out = torch.matmul(torch_x, torch_W)
-    torch_out.sum().backward()  # type: ignore[no-untyped-call]
+    torch_out.sum().backward()
     pairs = [(numpy_out, torch_out), (numpy_x_grad, torch_x.grad), (numpy_W_grad, torch_W.grad)]
 
     for numpy_op, torch_op in ((Relu(), torch.relu), (Log(), torch.log), (Softmax(), lambda x: torch.softmax(x, -1))):
@@ -253,12 +255,12 @@ def test_course_handout_code_runs_unchanged() -> None:
         numpy_x_grad = numpy_op.backward(np.ones_like(numpy_out))
         torch_x = torch.from_numpy(x).clone().requires_grad_()
         torch_out = torch_op(torch_x)
-        torch_out.sum().backward()  # type: ignore[no-untyped-call]
+        torch_out.sum().backward()
         pairs += [(numpy_out, torch_out), (numpy_x_grad, torch_x.grad)]
 
     layers = [torch.nn.Linear(fan_in, fan_out, bias=False) for fan_in, fan_out in ((784, 256), (256, 64), (64, 10))]
     reference = TorchModel(*(layer.weight.T.detach().numpy() for layer in layers))
-    numpy_loss = NumpyLoss()
+    numpy_loss: Any = NumpyLoss()
     model = NumpyModel()
     model.W1, model.W2, model.W3 = (layer.weight.T.detach().clone().numpy() for layer in layers)
     x = torch.randn((100, 28, 28)).numpy()
@@ -267,7 +269,7 @@ def test_course_handout_code_runs_unchanged() -> None:
     loss = numpy_loss.get_loss(y_pred, y)
     model.backward(numpy_loss.backward())
     torch_pred = reference.forward(x)
-    assert loss.item() == pytest.approx(reference.backward(torch_pred, y), rel=1e-6)  # type: ignore[attr-defined]
+    assert loss.item() == pytest.approx(reference.backward(torch_pred, y), rel=1e-6)
     pairs.append((y_pred, torch_pred))
     pairs += [(getattr(model, name), torch.from_numpy(reference.gradient(name))) for name in GRADIENTS]
     model.optimize(0.1)
@@ -280,7 +282,7 @@ def test_course_handout_code_runs_unchanged() -> None:
 
 @all_operators
 @pytest.mark.parametrize("shape", [(1, 3), (3,), (3, 1), ()])
-def test_gradient_of_another_shape_is_not_broadcast(operator: type, shape: tuple[int, ...]) -> None:
+def test_gradient_of_another_shape_is_not_broadcast(operator: type[Any], shape: tuple[int, ...]) -> None:
     op = operator()
     op.forward(*[np.ones((3, 3))] * (2 if operator is Matmul else 1))
     words = f"grad_y of {operator.__name__}.backward has shape {shape}, but (3, 3) is wanted"

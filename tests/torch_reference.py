@@ -29,7 +29,7 @@ class TorchModel:
         for W in (self.W1, self.W2, self.W3):
             W.grad = None
         loss = -(y_pred * torch.tensor(target)).sum(dim=1).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.item()
 
     def optimize(self, learning_rate: float) -> None:

@@ -1,0 +1,51 @@
+"""Data sets for the tests: small ones they write themselves, and the real MNIST where it is found."""
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from numpy_fnn import Array
+from utils import FILES, Dataset, load_dataset
+
+
+def idx(array: Array) -> bytes:
+    """Return the bytes of an IDX file of a uint8 array."""
+    return struct.pack(f">2x2B{array.ndim}I", 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def contents() -> dict[str, bytes]:
+    """Return four small files in MNIST's format: 30 training and 20 test images."""
+    rng = np.random.default_rng(0)
+    arrays = []
+    for size in (30, 20):
+        arrays += [rng.integers(0, 256, (size, 28, 28), np.uint8), (np.arange(size) % 10).astype(np.uint8)]
+    return {name: idx(array) for name, array in zip(FILES, arrays, strict=True)}
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, contents: dict[str, bytes]) -> Path:
+    """Return a data directory in which these files stand as MNIST."""
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, content in contents.items():
+        (raw / name).write_bytes(content)
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Dataset:
+    """Return the real MNIST from MNIST_DIR or data."""
+    folder = os.environ.get("MNIST_DIR", "data")
+    if not Path(folder, "MNIST", "raw").is_dir():
+        pytest.skip(f"MNIST is not in {folder}: run numpy_mnist.py once, or set MNIST_DIR to a data directory")
+    return load_dataset("MNIST", folder)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    """Return scikit-learn's digits."""
+    return load_dataset("digits", "")
