@@ -168,9 +168,10 @@ def initial_weights(rng: np.random.Generator, *shapes: tuple[int, int]) -> list[
     return [rng.uniform(-(shape[0] ** -0.5), shape[0] ** -0.5, shape).astype(np.float32) for shape in shapes]
 
 
-def moving_average(values: Sequence[float], window: int) -> Array:
-    """Return the means (len(values) − window + 1,) of every `window` neighboring values."""
-    return np.convolve(values, np.full(window, 1 / window), "valid")
+def moving_average(values: Sequence[float], window: int = 50) -> Array:
+    """Return for each value the mean of the `window` values around it, or of those that there are at the ends."""
+    weights = np.ones(min(window, len(values)))
+    return np.convolve(values, weights, "same") / np.convolve(np.ones(len(values)), weights, "same")
 
 
 def plot_history(losses: Sequence[float], accuracies: Sequence[float], title: str, path: str) -> None:
@@ -182,10 +183,8 @@ def plot_history(losses: Sequence[float], accuracies: Sequence[float], title: st
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(2, 1), layout="constrained")
     figure.suptitle(title)
-    window = min(50, len(losses))
     left.plot(losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="each step")
-    smooth = moving_average(losses, window)
-    left.plot(np.arange(len(smooth)) + window // 2, smooth, color="tab:blue", label=f"mean of {window} steps")
+    left.plot(moving_average(losses), color="tab:blue", label="mean of 50 steps")
     left.set(xlabel="step (one mini-batch)", ylabel="training loss (nats per image)", ylim=(0, None))
     left.legend()
     right.plot(accuracies, color="tab:orange", marker="o")

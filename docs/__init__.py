@@ -1,0 +1,1 @@
+"""The report and the script that regenerates its tables and figures."""
