@@ -70,6 +70,7 @@ def evaluate(model: NumpyModel, images: Array, labels: Array) -> float:
     return float(np.mean(model.forward(images).argmax(axis=1) == labels))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # the loss tells, in one sentence
 def train(
     model: NumpyModel,
     train_set: Any,
@@ -90,17 +91,16 @@ def train(
     for epoch in range(epoch_number):
         start = time.perf_counter()
         for step, (x, labels) in enumerate(mini_batch(train_set, batch_size, rng)):
-            with np.errstate(over="ignore", invalid="ignore"):  # one sentence from here instead of NumPy's warnings
-                y_pred = model.forward(x)
-                loss = numpy_loss.get_loss(y_pred, one_hot(labels))
-                if not math.isfinite(loss):
-                    raise FloatingPointError(
-                        f"the loss is {loss} in epoch {epoch}, step {step}, at learning rate {learning_rate}; "
-                        f"try a lower learning rate, such as {learning_rate / 10:g}"
-                    )
-                history.losses.append(loss)
-                model.backward(numpy_loss.backward(), needs_input_grad=False)
-                model.optimize(learning_rate)
+            y_pred = model.forward(x)
+            loss = numpy_loss.get_loss(y_pred, one_hot(labels))
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} in epoch {epoch}, step {step}, at learning rate {learning_rate}; "
+                    f"try a lower learning rate, such as {learning_rate / 10:g}"
+                )
+            history.losses.append(loss)
+            model.backward(numpy_loss.backward(), needs_input_grad=False)
+            model.optimize(learning_rate)
         history.seconds.append(time.perf_counter() - start)
         history.accuracies.append(evaluate(model, *test_set))
         print(f"[{epoch}] Accuracy: {history.accuracies[-1]:.4f}", flush=True)

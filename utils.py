@@ -1,5 +1,6 @@
 """Data sets, one-hot targets, initial weights and the picture of a training run."""
 
+import math
 import socket
 import sys
 import tempfile
@@ -86,7 +87,7 @@ def read_idx(path: Path, ndim: int) -> Array:
     if len(content) < header or content[:4].tolist() != [0, 0, 8, ndim]:
         raise damaged(path, f"it is no IDX file of bytes in {ndim} dimensions (still compressed?)")
     shape = tuple(content[4:header].view(">u4").tolist())
-    if len(content) - header != np.prod(shape, dtype=object) or len(content) == header:
+    if len(content) - header != math.prod(shape) or len(content) == header:
         raise damaged(path, f"its header promises {shape} bytes, but {len(content) - header} follow it")
     return content[header:].reshape(shape)
 

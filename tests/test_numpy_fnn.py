@@ -20,7 +20,7 @@ REFERENCES: dict[type[Any], Callable[..., torch.Tensor]] = {
     Log: lambda x: torch.log(x + 1e-12),
     Softmax: lambda x: torch.softmax(x, dim=-1),
 }
-# The largest error, relative to the largest value: a few roundings, summed in another order.
+# The largest error, relative to the largest sum of the terms' absolute values: a few roundings, in another order.
 TOLERANCES = {np.float32: 2e-6, np.float64: 4e-15}
 GRADIENTS = [f"{name}_grad" for name in ["log", "softmax", "x3", "W3", "relu_2", "x2", "W2", "relu_1", "x1", "W1"]]
 
@@ -78,11 +78,16 @@ def test_operator_agrees_with_torch_and_leaves_its_inputs_alone(
 
     expected_y = REFERENCES[operator](*tensors)
     expected_y.backward(torch.tensor(grad_y.copy()))
-    for actual, expected in zip((y, *grads), (expected_y.detach(), *(t.grad for t in tensors)), strict=True):
+    expectations = [expected_y.detach().numpy(), *(tensor.grad.numpy() for tensor in tensors)]
+    terms = [abs(expected) for expected in expectations]
+    if operator is Matmul:
+        x, W, G = (abs(array) for array in (*inputs, grad_y))
+        terms = [x @ W, G @ W.T, x.T @ G]
+    elif operator is Softmax:
+        terms[1] = abs(grad_y)
+    for actual, expected, summed in zip((y, *grads), expectations, terms, strict=True):
         assert actual.dtype == dtype
-        # What Softmax's gradient is the difference of is as large as G.
-        scale = max(abs(expected).max(), abs(grad_y).max() if operator is Softmax else 0)
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCES[dtype] * scale)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCES[dtype] * summed.max())
     for array, copy in zip((*inputs, grad_y), before, strict=True):
         np.testing.assert_array_equal(array, copy)
 
@@ -212,7 +217,16 @@ def test_input_gradient_is_skipped_on_request() -> None:
     assert model.x1_grad is None
     matmul = Matmul()
     matmul.forward(np.ones((2, 3)), np.ones((3, 4)))
+    matmul.memory["W"] = np.ones(0)  # the product with it would be an error
     assert matmul.backward(np.ones((2, 4)), needs_input_grad=False)[0] is None
+
+
+def test_new_model_has_random_weights() -> None:
+    model, other = NumpyModel(), NumpyModel()
+    for name, (fan_in, _) in NumpyModel.SHAPES.items():
+        assert getattr(model, name).dtype == np.float32
+        assert getattr(model, name).std() == pytest.approx(fan_in**-0.5, rel=0.2)
+        assert not np.array_equal(getattr(model, name), getattr(other, name))
 
 
 def test_numpy_learning_rate_keeps_float32_weights() -> None:

@@ -40,13 +40,16 @@ def test_batches_hold_every_image_once_with_its_label(dataset: Any, size: int) -
 
 
 def test_order_is_drawn_anew_from_the_generator() -> None:
-    def orders(rng: np.random.Generator) -> list[list[int]]:
+    def orders(rng: np.random.Generator | None) -> list[list[int]]:
         return [np.concatenate([labels for _, labels in mini_batch((IMAGES, LABELS), 3, rng)]).tolist() for _ in "ab"]
 
     first, second = orders(np.random.default_rng(0))
     assert first != second
     assert first != sorted(first)
     assert [first, second] == orders(np.random.default_rng(0))
+    assert orders(None)[0] != orders(None)[0]
+    pairs = mini_batch(PAIRS, 10, np.random.default_rng(0))
+    assert next(pairs)[1].tolist() == first
 
 
 def test_torchvision_data_set_is_a_sequence_of_pairs(data_dir: Path) -> None:
@@ -103,6 +106,9 @@ def test_training_learns_and_keeps_float32(digits: Dataset, capsys: pytest.Captu
     assert len(history.losses) == 3 * 293
     assert len(history.accuracies) == len(history.seconds) == 3
     assert history.accuracies[-1] > 0.9
+    assert history.accuracies[-1] == np.mean(model.forward(digits.test[0]).argmax(axis=1) == digits.test[1])
+    assert min(history.seconds) > 0
+    assert model.x1_grad is None
     assert capsys.readouterr().out == "".join(f"[{i}] Accuracy: {a:.4f}\n" for i, a in enumerate(history.accuracies))
     dtypes = {getattr(model, name).dtype for name in ("W1", "W2", "W3", "W1_grad", "log_grad")}
     assert dtypes == {np.dtype("float32")}
@@ -151,6 +157,23 @@ def test_run_prints_data_set_accuracies_and_picture(
         assert re.fullmatch(rf"\[{epoch}\] Accuracy: 0\.\d{{4}}", line)
     assert lines[4:] == [f"The loss curve is in {tmp_path}/loss.png"]
     assert outputs[0] == outputs[1]
+
+
+def test_every_option_reaches_the_run(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(numpy_mnist, "plot_history", lambda *args: pictures.append(args))
+    for options in ([], ["--learning-rate", "0.2"], ["--seed", "1"], ["--batch-size", "8"], ["--epoch-number", "2"]):
+        assert main([*arguments, "--batch-size", "10", "--epoch-number", "4", *options]) == 0
+    losses = [picture[0] for picture in pictures]
+    assert [len(each) for each in losses] == [12, 12, 12, 16, 6]
+    assert losses[0][0] == losses[1][0] != losses[2][0]
+    assert losses[0][1] != losses[1][1]
+    assert losses[0][:6] == losses[4]
+    assert [len(accuracies) for _, accuracies, _, _ in pictures] == [4, 4, 4, 4, 2]
+    assert pictures[3][2] == "MNIST: 4 epochs, batch size 8, learning rate 0.1, seed 0"
+    assert pictures[2][2:] == ("MNIST: 4 epochs, batch size 10, learning rate 0.1, seed 1", arguments[-1])
 
 
 def test_same_seed_gives_the_same_losses_to_the_last_digit(digits: Dataset) -> None:
@@ -211,8 +234,13 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_failed_download_goes_on_with_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--epoch-number", "1", "--data-dir", str(tmp_path), "--plot", str(tmp_path / "loss.png")]) == 0
+def test_failed_download_goes_on_with_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(numpy_mnist, "plot_history", lambda losses, accuracies, title, path: titles.append(title))
+    assert main(["--epoch-number", "1", "--data-dir", str(tmp_path)]) == 0
+    assert titles == ["digits: 1 epochs, batch size 128, learning rate 0.1, seed 0"]
     captured = capsys.readouterr()
     assert captured.out.startswith("digits: 37500 training and 297 test images from scikit-learn\n[0] Accuracy: 0.")
     assert "MNIST" not in captured.out
@@ -256,6 +284,11 @@ def test_damaged_file_is_one_line(
 # ---- runs that do not end well
 
 
+def full(*_: object, **__: object) -> None:
+    """Fail as a full disk does."""
+    raise OSError(28, "No space left on device")
+
+
 @pytest.mark.filterwarnings("error")
 def test_loss_that_is_not_finite_stops_the_run_and_saves_the_curve(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -271,8 +304,24 @@ def test_loss_that_is_not_finite_stops_the_run_and_saves_the_curve(
     assert (tmp_path / "loss.png").exists()
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_sentence_names_the_epoch_and_the_step(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([1.0] * 5 + [value])
+    monkeypatch.setattr(NumpyLoss, "backward", lambda self: np.zeros((2, 10), np.float32))
+    monkeypatch.setattr(NumpyLoss, "get_loss", lambda *_: next(losses))
+    history = numpy_mnist.History()
+    with pytest.raises(FloatingPointError, match=f"^the loss is {value} in epoch 1, step 0, at learning rate 0.5; try"):
+        train(new_model(np.random.default_rng()), PAIRS, (IMAGES, LABELS), 3, 2, 0.5, history=history)
+    assert history.losses == [1.0] * 5
+
+
+@pytest.mark.parametrize("saved", [True, False])
 def test_interrupted_training_saves_the_curve(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    saved: bool,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     calls = iter([lambda: None] * 3)
 
@@ -281,22 +330,31 @@ def test_interrupted_training_saves_the_curve(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(NumpyModel, "optimize", optimize)
+    if not saved:
+        monkeypatch.setattr(Figure, "savefig", full)
     assert main([*arguments, "--batch-size", "10"]) == 130
     captured = capsys.readouterr()
-    assert captured.err == "Interrupted after 4 steps.\n"
-    assert captured.out.endswith(f"The loss curve is in {tmp_path}/loss.png\n")
+    assert captured.err.startswith("Interrupted after 4 steps.\n")
+    assert captured.out.endswith(f"The loss curve is in {tmp_path}/loss.png\n") is saved
 
 
 def test_ctrl_c_ends_the_process_with_130(tmp_path: Path) -> None:
     command = [sys.executable, numpy_mnist.__file__, "--dataset", "digits", "--epoch-number", "1000"]
     with subprocess.Popen(
-        [*command, "--plot", str(tmp_path / "loss.png")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--plot", str(tmp_path / "loss.png")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as run:
-        assert run.stdout is not None
-        while not run.stdout.readline().startswith("[0] Accuracy"):
-            assert run.poll() is None
-        run.send_signal(signal.SIGINT)
-        _, error = run.communicate(timeout=60)
+        try:
+            assert run.stdout is not None
+            while not run.stdout.readline().startswith("[0] Accuracy"):
+                assert run.poll() is None
+            run.send_signal(signal.SIGINT)
+            _, error = run.communicate(timeout=60)
+        finally:
+            run.kill()
     assert run.returncode == 130
     assert re.fullmatch(r"Interrupted after \d+ steps\.\n", error)
     assert (tmp_path / "loss.png").exists()
@@ -312,11 +370,6 @@ def test_interrupted_download_is_one_sentence(
     assert main(["--data-dir", str(tmp_path / "data")]) == 130
     assert capsys.readouterr().err.endswith("\nInterrupted after 0 steps.\n")
     assert list((tmp_path / "data").iterdir()) == []
-
-
-def full(*_: object, **__: object) -> None:
-    """Fail as a full disk does."""
-    raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize(

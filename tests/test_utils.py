@@ -129,6 +129,23 @@ def test_missing_files_are_downloaded_and_the_others_left_alone(
     assert socket.getdefaulttimeout() is None
 
 
+def test_any_missing_file_is_downloaded_within_timeouts(
+    server: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeouts = []
+    download = torchvision.datasets.MNIST.download
+
+    def watched(self: object) -> None:
+        timeouts.append(socket.getdefaulttimeout())
+        download(self)
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", watched)
+    for name in FILES:
+        (data_dir / "MNIST" / "raw" / name).unlink()
+        assert len(load_dataset("MNIST", str(data_dir)).test[1]) == 20
+    assert timeouts == [10] * 4
+
+
 @pytest.mark.parametrize("fault", ["missing", "corrupt", "no server"])
 def test_failed_download_is_a_sentence_and_leaves_no_file(
     server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
