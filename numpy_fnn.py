@@ -16,8 +16,8 @@ Array = NDArray[Any]
 
 def check_shape(name: str, array: Array, wanted: tuple[int, ...]) -> None:
     """Raise ValueError unless `array` has the shape `wanted`: NumPy would broadcast it, or fail far from the cause."""
-    if np.shape(array) != wanted:
-        raise ValueError(f"{name} has shape {np.shape(array)}, but {wanted} is wanted")
+    if array.shape != wanted:
+        raise ValueError(f"{name} has shape {array.shape}, but {wanted} is wanted")
 
 
 class NumpyOp:
@@ -51,8 +51,8 @@ class Matmul(NumpyOp):
 
     def forward(self, x: Array, W: Array) -> Array:
         """Return y (N, d') for x (N, d) and W (d, d')."""
-        if np.ndim(x) != 2 or np.ndim(W) != 2 or x.shape[1] != W.shape[0]:
-            raise ValueError(f"Matmul has x {np.shape(x)} and W {np.shape(W)}, but (N, d) and (d, d') are wanted")
+        if x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[0]:
+            raise ValueError(f"Matmul has x {x.shape} and W {W.shape}, but (N, d) and (d, d') are wanted")
         y = x @ W
         self.memory = {"x": x, "W": W, "y": y}
         return y
@@ -69,7 +69,7 @@ class Matmul(NumpyOp):
 class Relu(NumpyOp):
     """Rectified linear unit, on arrays of any shape.
 
-    Y = max(X, 0)  (2.1),  grad_x = G where X > 0, else 0  (2.4)
+    Y = max(X, 0)  (2.1),  grad_x = G where X > 0, else 0; G where X is NaN, as in PyTorch  (2.4)
     """
 
     def forward(self, x: Array) -> Array:
@@ -81,8 +81,7 @@ class Relu(NumpyOp):
     def backward(self, grad_y: Array) -> Array:
         """Return grad_x, shaped like grad_y."""
         self.check_grad(grad_y)
-        # A product, because np.where costs ten times as much. "Not X <= 0" differs from X > 0 at NaN alone, where it
-        # lets G through, as PyTorch does, and hides nothing as 0.
+        # A product with a mask: np.where costs ten times as much here. "Not X <= 0" is X > 0, but true for NaN.
         return grad_y * ~(self.memory["x"] <= 0)
 
 
@@ -105,15 +104,15 @@ class Log(NumpyOp):
 
 
 class Softmax(NumpyOp):
-    """Softmax over the last axis, whose rows m are shifted by their maximum so that no exponential overflows.
+    """Softmax over the last axis, each row shifted by its maximum so that no exponential overflows.
 
     Y = exp(X − max X) / Σₖ exp(Xₖ − max X)  (4.1),  grad_x = Y ⊙ (G − Σₖ Gₖ Yₖ)  (4.3)
     """
 
-    @np.errstate(over="ignore")  # a difference that overflows is −inf, and its exponential the 0 that it should be
     def forward(self, x: Array) -> Array:
-        """Return y, shaped like x, whose rows are positive and sum to 1."""
-        y = np.exp(x - x.max(axis=-1, keepdims=True))
+        """Return y, shaped like x, whose rows are not negative and sum to 1."""
+        with np.errstate(over="ignore"):  # a difference that overflows is −inf, and its exponential 0, as it should be
+            y = np.exp(x - x.max(axis=-1, keepdims=True))
         y /= y.sum(axis=-1, keepdims=True)
         self.memory = {"y": y}
         return y
@@ -136,9 +135,9 @@ class NumpyLoss:
 
     def get_loss(self, pred: Array, target: Array) -> float:
         """Return the loss, in nats, of log-probabilities `pred` (N, C) against one-hot `target` (N, C) of any dtype."""
-        check_shape("target of NumpyLoss.get_loss", target, np.shape(pred))
-        if np.ndim(pred) != 2 or len(pred) == 0:
-            raise ValueError(f"pred of NumpyLoss.get_loss has shape {np.shape(pred)}, but (N, C) with N > 0 is wanted")
+        check_shape("target of NumpyLoss.get_loss", target, pred.shape)
+        if pred.ndim != 2 or len(pred) == 0:
+            raise ValueError(f"pred of NumpyLoss.get_loss has shape {pred.shape}, but (N, C) with N > 0 is wanted")
         # In pred's dtype: a float64 target would turn every gradient of a float32 model into float64.
         self.target = np.asarray(target, dtype=pred.dtype)
         # np.float64 is a Python float that also has the `item()` which the course's training loop calls.
@@ -186,8 +185,8 @@ class NumpyModel:
 
     def forward(self, x: Array) -> Array:
         """Return log-probabilities (N, 10) of images x: (N, 784), (N, 28, 28) or (N, 1, 28, 28), float."""
-        if np.shape(x)[1:] not in ((784,), (28, 28), (1, 28, 28)):
-            raise ValueError(f"x has shape {np.shape(x)}, but (N, 784), (N, 28, 28) or (N, 1, 28, 28) is wanted")
+        if x.shape[1:] not in ((784,), (28, 28), (1, 28, 28)):
+            raise ValueError(f"x has shape {x.shape}, but (N, 784), (N, 28, 28) or (N, 1, 28, 28) is wanted")
         y = self.matmul_1.forward(x.reshape(len(x), 784), self.W1)
         y = self.relu_1.forward(y)
         y = self.matmul_2.forward(y, self.W2)

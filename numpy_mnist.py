@@ -2,17 +2,19 @@
 
 import argparse
 import math
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from numpy_fnn import Array, NumpyLoss, NumpyModel
-from utils import DATASETS, DataError, Dataset, DownloadError, initial_weights, load_dataset, one_hot, plot_history
+from numpy_fnn import Array, NumpyLoss, NumpyModel, check_shape
+from utils import DATASETS, DataError, Dataset, DownloadError, initial_weights, load_dataset, one_hot, plot_curve, show
 
 EPOCH_NUMBER = 3
 BATCH_SIZE = 128
@@ -41,21 +43,18 @@ def mini_batch(
     label), such as a torchvision data set. `rng` draws the order; without one, each call draws another. Raises
     ValueError for an empty data set, unequal numbers of images and labels, or a batch size below 1.
     """
-    arrays = len(dataset) == 2 and isinstance(dataset[0], np.ndarray)
-    size = len(dataset[0]) if arrays else len(dataset)
-    if arrays and len(dataset[1]) != size:
-        raise ValueError(f"the data set has {size} images but {len(dataset[1])} labels; one label an image is wanted")
-    if size < 1 or batch_size < 1:
-        raise ValueError(f"the data set has {size} images and batch_size is {batch_size}; at least 1 of each is wanted")
-
-    def gather(batch: Array) -> tuple[Array, Array]:
-        if arrays:
-            return dataset[0][batch], dataset[1][batch]
-        images, labels = zip(*(dataset[i] for i in batch), strict=True)
-        return np.stack(images), np.array(labels)
-
-    order = (rng or np.random.default_rng()).permutation(size)
-    return (gather(order[start : start + batch_size]) for start in range(0, size, batch_size))
+    if len(dataset) == 2 and hasattr(dataset[0], "shape"):
+        images, labels = (np.asarray(array) for array in dataset)
+    else:
+        pairs = [dataset[i] for i in range(len(dataset))]
+        images = np.array([np.asarray(image) for image, _ in pairs])
+        labels = np.array([label for _, label in pairs])
+    if len(labels) != len(images) or len(images) < 1 or batch_size < 1:
+        got = f"{len(images)} images, {len(labels)} labels and batch_size {batch_size}"
+        raise ValueError(f"mini_batch has {got}, but one label an image and at least 1 of each are wanted")
+    order = (rng or np.random.default_rng()).permutation(len(images))
+    batches = np.split(order, range(batch_size, len(order), batch_size))
+    return ((images.take(batch, axis=0), labels.take(batch)) for batch in batches)
 
 
 def new_model(rng: np.random.Generator) -> NumpyModel:
@@ -66,8 +65,13 @@ def new_model(rng: np.random.Generator) -> NumpyModel:
 
 
 def evaluate(model: NumpyModel, images: Array, labels: Array) -> float:
-    """Return the accuracy, the fraction of `images` (N, 28, 28) whose most probable class is their label (N,)."""
-    return float(np.mean(model.forward(images).argmax(axis=1) == labels))
+    """Return the accuracy, the fraction of `images` (N, 28, 28) whose most probable class is their label (N,).
+
+    It is NaN where a log-probability is not finite.
+    """
+    check_shape("labels", labels, (len(images),))
+    y_pred = model.forward(images)
+    return float(np.mean(y_pred.argmax(axis=1) == labels)) if np.isfinite(y_pred).all() else math.nan
 
 
 @np.errstate(over="ignore", invalid="ignore")  # the loss tells, in one sentence
@@ -84,26 +88,29 @@ def train(
     """Train `model` in place, print the accuracy on `test_set` (images, labels) after each epoch, return the history.
 
     `train_set` and `rng` are mini_batch's. A history given by the caller is filled as training goes, and so keeps what
-    was done when an exception ends it: FloatingPointError at the first step whose loss is not finite.
+    was done when an exception ends it: FloatingPointError at the first step whose loss is not finite, or after an epoch
+    whose model gives no finite log-probabilities.
     """
     history = history or History()
     numpy_loss = NumpyLoss()
     for epoch in range(epoch_number):
         start = time.perf_counter()
-        for step, (x, labels) in enumerate(mini_batch(train_set, batch_size, rng)):
+        for x, labels in mini_batch(train_set, batch_size, rng):
             y_pred = model.forward(x)
             loss = numpy_loss.get_loss(y_pred, one_hot(labels))
             if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss} in epoch {epoch}, step {step}, at learning rate {learning_rate}; "
-                    f"try a lower learning rate, such as {learning_rate / 10:g}"
-                )
+                break
             history.losses.append(loss)
             model.backward(numpy_loss.backward(), needs_input_grad=False)
             model.optimize(learning_rate)
         history.seconds.append(time.perf_counter() - start)
-        history.accuracies.append(evaluate(model, *test_set))
-        print(f"[{epoch}] Accuracy: {history.accuracies[-1]:.4f}", flush=True)
+        accuracy = evaluate(model, *test_set)
+        if not math.isfinite(loss + accuracy):  # the last step of an epoch shows in the accuracy first
+            where = f"in epoch {epoch}, step {len(history.losses)}, at learning rate {learning_rate}"
+            advice = "try a lower one, or run the tests if you edited an operator"
+            raise FloatingPointError(f"the loss is not finite {where}; {advice}")
+        history.accuracies.append(accuracy)
+        print(f"[{epoch}] Accuracy: {accuracy:.4f}", flush=True)
     return history
 
 
@@ -125,20 +132,19 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Train a three-layer network with mini-batch SGD, in NumPy, and plot its loss.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    positive_int = partial(number, int, 0, "a positive whole number")
-    positive_float = partial(number, float, 0, "a positive finite number")
-    natural = partial(number, int, -1, "a whole number of 0 or more")
+    positive = partial(number, int, 0, "a positive whole number")
+    rate = partial(number, float, 0, "a positive finite number")
     for option, default, kind, text in (
-        ("--epoch-number", EPOCH_NUMBER, positive_int, "passes over the training data"),
-        ("--batch-size", BATCH_SIZE, positive_int, "images a step"),
-        ("--learning-rate", LEARNING_RATE, positive_float, "factor of the gradient in a step"),
-        ("--seed", SEED, natural, "of the initial weights and the shuffles"),
+        ("--epoch-number", EPOCH_NUMBER, positive, "passes over the training data"),
+        ("--batch-size", BATCH_SIZE, positive, "images a step"),
+        ("--learning-rate", LEARNING_RATE, rate, "factor of the gradient in a step"),
+        ("--seed", SEED, partial(number, int, -1, "a whole number of 0 or more"), "seed of weights and shuffles"),
         ("--data-dir", DATA_DIR, str, "folder of the data sets, into which missing files are downloaded"),
-        ("--plot", PLOT, str, "where to save the picture of the loss, as .png, .pdf or .svg"),
+        ("--plot", PLOT, str, "where to save the picture of the loss, such as a .png, .pdf or .svg"),
     ):
         # argparse checks a default that is a string like the command line, and so catches an edited constant, too.
         parser.add_argument(option, default=str(default), type=kind, help=text)
-    parser.add_argument("--dataset", default=argparse.SUPPRESS, help=f"{', '.join(DATASETS)} (default: {DATASET})")
+    parser.add_argument("--dataset", help=f"{', '.join(DATASETS)} (default: {DATASET})", default=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.asked_by_name = "dataset" in options
     options.dataset = options.dataset if options.asked_by_name else DATASET
@@ -175,11 +181,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Interrupted after {len(history.losses)} steps.", file=sys.stderr)
     if history.losses:
         title = "{}: {} epochs, batch size {}, learning rate {}, seed {}".format(name, *sgd, options.seed)
+        replaced = ", in place of the picture that was there" if Path(options.plot).exists() else ""
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C must not cost the curve
         try:
-            plot_history(history.losses, history.accuracies, title, options.plot)
-        except (OSError, ValueError, ImportError) as error:
+            plot_curve(history.losses, history.accuracies, title, options.plot)
+            print(f"The loss curve is in {options.plot}{replaced}", flush=True)
+        except Exception as error:  # from the file system, or from matplotlib for its many formats
             code = code or 1
-            print(f"The loss curve could not be saved to {options.plot} ({error}).", file=sys.stderr)
+            print(f"The loss curve could not be saved to {options.plot!r} ({error}).", file=sys.stderr)
+        signal.signal(signal.SIGINT, handler)
+    if code == 0:
+        show()
     return code
 
 

@@ -212,7 +212,7 @@ def plot_comparison(results: dict[int, Result]) -> None:
     axes[0, 0].set(ylabel=f"training loss (nats per image),\nmean of {WINDOW} steps", yscale="log")
     axes[1, 0].set(xlabel="step (one mini-batch)", ylabel="test accuracy (fraction)", ylim=(0.9, 1))
     axes[1, 1].set(xlabel="training time (seconds)")
-    axes[0, 1].legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2)
     for ax in axes.flat:
         ax.grid(alpha=0.3)
     save(figure, "comparison.png")
@@ -251,7 +251,7 @@ def experiment_section(number: int, result: Result) -> str:
         figures = (original, values.mean(), values.std(ddof=1), values.min(), values.max())
         rows.append((str(epoch), *(f"{figure:.4f}" for figure in figures), inside))
     outside = [row[0] for row in rows if row[-1] == "no"]
-    where = f"outside in epoch {', '.join(outside)}" if outside else "inside in every epoch"
+    where = f"outside after epochs {', '.join(outside)}" if outside else "inside after every epoch"
     return (
         f"{title(number)}. Seed 0 prints\n\n```text\n{result.output}```\n\nand the accuracies of {len(result.losses)} "
         f"seeds are, with the original report's value {where}:\n\n{table(*rows)}\n\n"
@@ -331,10 +331,18 @@ def conclusions(results: dict[int, Result]) -> str:
         ],
         "(d) A larger batch has a smoother loss.": [
             positive(f"fluctuation in epoch {late}, experiment 2 less experiment 3", rough[2] - rough[3]),
+            positive(
+                f"fluctuation in epoch {late} per mean loss there, experiment 2 less experiment 3",
+                rough[2] / epoch_loss(small.losses, late, epochs) - rough[3] / epoch_loss(large.losses, late, epochs),
+            ),
         ],
         "(e) A higher learning rate falls faster and fluctuates more.": [
             positive("steps until the loss is below 0.5, experiment 3 less experiment 4", slow_steps - fast_steps, 0),
             positive(f"fluctuation in epoch {late}, experiment 4 less experiment 3", rough[4] - rough[3]),
+            positive(
+                f"standard deviation of the accuracy from epoch {middle} on, experiment 4 less experiment 3",
+                accuracy[4][:, middle:].std(axis=1) - accuracy[3][:, middle:].std(axis=1),
+            ),
         ],
     }
     text = []

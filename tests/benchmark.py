@@ -184,7 +184,7 @@ def torch_script(data_dir: str, plot: str) -> None:
     import torch
     from torchvision import datasets
 
-    from utils import plot_history
+    from utils import plot_curve
 
     train_set, test_set = (datasets.MNIST(data_dir, train=train) for train in (True, False))
     x, x_test = (((each.data.flatten(1) / 255) - 0.1307) / 0.3081 for each in (train_set, test_set))
@@ -196,7 +196,7 @@ def torch_script(data_dir: str, plot: str) -> None:
         with torch.no_grad():
             accuracies.append((parts[0](x_test).argmax(1) == test_set.targets).float().mean().item())
         print(f"[{epoch}] Accuracy: {accuracies[-1]:.4f}")
-    plot_history(losses, accuracies, "PyTorch", plot)
+    plot_curve(losses, accuracies, "PyTorch", plot)
 
 
 def seconds_of_epoch(name: str, data_dir: str, batch_size: int) -> float:

@@ -40,7 +40,7 @@ def data_dir(tmp_path: Path, contents: dict[str, bytes]) -> Path:
 def mnist() -> Dataset:
     """Return the real MNIST from MNIST_DIR or data."""
     folder = os.environ.get("MNIST_DIR", "data")
-    if not Path(folder, "MNIST", "raw").is_dir():
+    if not all(Path(folder, "MNIST", "raw", name).exists() for name in FILES):
         pytest.skip(f"MNIST is not in {folder}: run numpy_mnist.py once, or set MNIST_DIR to a data directory")
     return load_dataset("MNIST", folder)
 

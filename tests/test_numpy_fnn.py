@@ -70,10 +70,11 @@ def test_operator_agrees_with_torch_and_leaves_its_inputs_alone(
     rng = np.random.default_rng(seed)
     inputs = [lay_out(x.astype(dtype), data.draw(layouts)) for x in make_inputs(operator, shape, exponent, rng)]
     tensors = [torch.tensor(x.copy(), requires_grad=True) for x in inputs]
+    before = [x.copy() for x in inputs]
     op = operator()
     y = op.forward(*inputs)
     grad_y = lay_out(rng.standard_normal(y.shape).astype(dtype), data.draw(layouts))
-    before = [array.copy() for array in (*inputs, grad_y)]
+    before.append(grad_y.copy())
     grads = backward(op, grad_y)
 
     expected_y = REFERENCES[operator](*tensors)
@@ -179,11 +180,11 @@ def test_loss_is_a_float_whose_gradient_keeps_the_dtype_of_pred(dtype: type[Any]
     np.testing.assert_array_equal(grad, [[-0.5, 0], [0, -0.5]])
 
 
-def assert_near(actual: Array, expected: Array, tolerance: float) -> None:
-    """Compare with an error relative to the largest value."""
+def assert_near(name: str, actual: Array, expected: Array, tolerance: float) -> None:
+    """Compare with an error relative to the largest value; `name` is for the message."""
     assert actual.shape == expected.shape
     assert actual.dtype == expected.dtype
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * abs(expected).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("shape", [(32, 784), (32, 28, 28), (32, 1, 28, 28)])
@@ -196,18 +197,18 @@ def test_model_agrees_with_torch(dtype: type[Any], tolerance: float, shape: tupl
     model.W1, model.W2, model.W3 = weights
 
     y_pred, expected_pred = model.forward(x), reference.forward(x)
-    assert_near(y_pred, expected_pred.detach().numpy(), tolerance)
+    assert_near("y_pred", y_pred, expected_pred.detach().numpy(), tolerance)
     expected_loss = reference.backward(expected_pred, target)
     assert numpy_loss.get_loss(y_pred, target) == pytest.approx(expected_loss, rel=tolerance)
     model.backward(numpy_loss.backward())
     for name in GRADIENTS:
-        assert_near(getattr(model, name), reference.gradient(name), tolerance)
+        assert_near(name, getattr(model, name), reference.gradient(name), tolerance)
     model.optimize(0.1)
     reference.optimize(0.1)
     for name, before in zip(NumpyModel.SHAPES, weights, strict=True):
-        assert_near(getattr(model, name), getattr(reference, name).detach().numpy(), tolerance)
+        assert_near(name, getattr(model, name), getattr(reference, name).detach().numpy(), tolerance)
         assert not np.array_equal(getattr(model, name), before)
-        assert_near(getattr(model, f"{name}_grad"), reference.gradient(name), tolerance)  # still readable
+        assert_near(name, getattr(model, f"{name}_grad"), reference.gradient(name), tolerance)  # still readable
 
 
 def test_input_gradient_is_skipped_on_request() -> None:

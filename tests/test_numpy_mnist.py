@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from matplotlib.figure import Figure
 
@@ -39,6 +40,12 @@ def test_batches_hold_every_image_once_with_its_label(dataset: Any, size: int) -
     np.testing.assert_array_equal(images, IMAGES[labels])
 
 
+def test_arrays_of_other_kinds_are_arrays() -> None:
+    for dataset in ((IMAGES, LABELS.tolist()), (torch.tensor(IMAGES), torch.tensor(LABELS))):
+        images, labels = next(mini_batch(dataset, 10))
+        np.testing.assert_array_equal(images, IMAGES[labels])
+
+
 def test_order_is_drawn_anew_from_the_generator() -> None:
     def orders(rng: np.random.Generator | None) -> list[list[int]]:
         return [np.concatenate([labels for _, labels in mini_batch((IMAGES, LABELS), 3, rng)]).tolist() for _ in "ab"]
@@ -62,15 +69,23 @@ def test_torchvision_data_set_is_a_sequence_of_pairs(data_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("dataset", "batch_size", "words"),
     [
-        ([], 4, "the data set has 0 images and batch_size is 4; at least 1 of each is wanted"),
-        ((IMAGES[:0], LABELS[:0]), 4, "the data set has 0 images and batch_size is 4; at least 1 of each is wanted"),
-        (PAIRS, 0, "the data set has 10 images and batch_size is 0; at least 1 of each is wanted"),
-        ((IMAGES, LABELS[:9]), 4, "the data set has 10 images but 9 labels; one label an image is wanted"),
+        ([], 4, "0 images, 0 labels and batch_size 4"),
+        ((IMAGES[:0], LABELS[:0]), 4, "0 images, 0 labels and batch_size 4"),
+        (PAIRS, 0, "10 images, 10 labels and batch_size 0"),
+        ((IMAGES, LABELS[:9]), 4, "10 images, 9 labels and batch_size 4"),
     ],
 )
 def test_mini_batch_of_bad_data(dataset: Any, batch_size: int, words: str) -> None:
+    words = f"mini_batch has {words}, but one label an image and at least 1 of each are wanted"
     with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
         mini_batch(dataset, batch_size)
+
+
+@pytest.mark.parametrize("shape", [(9,), (1,), (10, 1)])
+def test_evaluation_with_labels_of_another_shape(shape: tuple[int, ...]) -> None:
+    words = f"labels has shape {shape}, but (10,) is wanted"
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+        numpy_mnist.evaluate(NumpyModel(), IMAGES, np.zeros(shape, np.uint8))
 
 
 # ---- training
@@ -159,11 +174,26 @@ def test_run_prints_data_set_accuracies_and_picture(
     assert outputs[0] == outputs[1]
 
 
+def test_picture_that_is_replaced_is_said_and_shown_where_there_is_a_display(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[bool] = []
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: shown.append(True))
+    assert main([*arguments, "--epoch-number", "1"]) == 0
+    assert shown == []
+    monkeypatch.setattr("matplotlib.backend_bases.FigureCanvasBase.required_interactive_framework", "some")
+    assert main([*arguments, "--epoch-number", "1"]) == 0
+    assert shown == [True]
+    words = f"The loss curve is in {arguments[-1]}, in place of the picture that was there\n"
+    assert capsys.readouterr().out.endswith(words)
+
+
 def test_every_option_reaches_the_run(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(numpy_mnist, "plot_history", lambda *args: pictures.append(args))
+    monkeypatch.setattr(numpy_mnist, "plot_curve", lambda *args: pictures.append(args))
+    monkeypatch.setattr(numpy_mnist, "show", lambda: None)
     for options in ([], ["--learning-rate", "0.2"], ["--seed", "1"], ["--batch-size", "8"], ["--epoch-number", "2"]):
         assert main([*arguments, "--batch-size", "10", "--epoch-number", "4", *options]) == 0
     losses = [picture[0] for picture in pictures]
@@ -238,7 +268,8 @@ def test_failed_download_goes_on_with_digits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     titles: list[str] = []
-    monkeypatch.setattr(numpy_mnist, "plot_history", lambda losses, accuracies, title, path: titles.append(title))
+    monkeypatch.setattr(numpy_mnist, "plot_curve", lambda losses, accuracies, title, path: titles.append(title))
+    monkeypatch.setattr(numpy_mnist, "show", lambda: None)
     assert main(["--epoch-number", "1", "--data-dir", str(tmp_path)]) == 0
     assert titles == ["digits: 1 epochs, batch size 128, learning rate 0.1, seed 0"]
     captured = capsys.readouterr()
@@ -296,11 +327,20 @@ def test_loss_that_is_not_finite_stops_the_run_and_saves_the_curve(
     assert main([*arguments, "--learning-rate", "1e30", "--batch-size", "10", "--epoch-number", "9"]) == 1
     captured = capsys.readouterr()
     assert re.fullmatch(
-        r"the loss is nan in epoch 0, step [12], at learning rate 1e\+30; "
-        r"try a lower learning rate, such as 1e\+29\.\n",
+        r"the loss is not finite in epoch 0, step [12], at learning rate 1e\+30; try a lower one, .*\.\n",
         captured.err,
     )
     assert captured.out.endswith(f"The loss curve is in {tmp_path}/loss.png\n")
+    assert (tmp_path / "loss.png").exists()
+
+
+def test_divergence_in_the_last_step_is_no_success(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--learning-rate", "1e38", "--batch-size", "30", "--epoch-number", "1"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("the loss is not finite in epoch 0, step 1, at learning rate 1e+38; try a lower")
+    assert "Accuracy" not in captured.out
     assert (tmp_path / "loss.png").exists()
 
 
@@ -310,7 +350,9 @@ def test_sentence_names_the_epoch_and_the_step(value: float, monkeypatch: pytest
     monkeypatch.setattr(NumpyLoss, "backward", lambda self: np.zeros((2, 10), np.float32))
     monkeypatch.setattr(NumpyLoss, "get_loss", lambda *_: next(losses))
     history = numpy_mnist.History()
-    with pytest.raises(FloatingPointError, match=f"^the loss is {value} in epoch 1, step 0, at learning rate 0.5; try"):
+    with pytest.raises(
+        FloatingPointError, match=r"^the loss is not finite in epoch 1, step 5, at learning rate 0\.5; "
+    ):
         train(new_model(np.random.default_rng()), PAIRS, (IMAGES, LABELS), 3, 2, 0.5, history=history)
     assert history.losses == [1.0] * 5
 
@@ -369,7 +411,7 @@ def test_interrupted_download_is_one_sentence(
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", interrupt)
     assert main(["--data-dir", str(tmp_path / "data")]) == 130
     assert capsys.readouterr().err.endswith("\nInterrupted after 0 steps.\n")
-    assert list((tmp_path / "data").iterdir()) == []
+    assert list((tmp_path / "data" / "MNIST" / "raw").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -396,6 +438,6 @@ def test_picture_that_can_not_be_saved_does_not_cost_the_results(
     assert main([*arguments, "--plot", str(path)]) == 1
     captured = capsys.readouterr()
     assert captured.out.count("Accuracy") == 3
-    assert captured.err.startswith(f"The loss curve could not be saved to {path} (")
+    assert captured.err.startswith(f"The loss curve could not be saved to {str(path)!r} (")
     assert reason in captured.err
     assert captured.err.count("\n") == 1

@@ -11,8 +11,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -163,7 +163,7 @@ def test_failed_download_is_a_sentence_and_leaves_no_file(
     assert "\n" not in message
     assert message.startswith("MNIST could not be downloaded (")
     assert message.endswith(f"put its four files {', '.join(FILES)}, uncompressed, into {tmp_path}/new/MNIST/raw")
-    assert files_below(tmp_path / "new") == set()
+    assert files_below(tmp_path / "new") == {"MNIST", "MNIST/raw"}
 
 
 def test_interrupted_download_leaves_no_file(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_interrupted_download_leaves_no_file(server: Path, tmp_path: Path, monke
     monkeypatch.setattr(torchvision.datasets.MNIST, "_load_data", interrupt)  # all four are extracted by then
     with pytest.raises(KeyboardInterrupt):
         load_dataset("MNIST", str(tmp_path / "new"))
-    assert files_below(tmp_path / "new") == set()
+    assert files_below(tmp_path / "new") == {"MNIST", "MNIST/raw"}
 
 
 def test_without_torchvision_and_scikit_learn_a_sentence_says_so(
@@ -217,6 +217,7 @@ PROMISE = "its header promises"
         (TRAIN_IMAGES, lambda content: b"\0\0\x0d\x03" + content[4:], KIND),
         (TRAIN_IMAGES, lambda content: b"\0\0\x08\x01" + content[4:], KIND),
         (TRAIN_IMAGES, lambda content: images_of((30, 14, 56)), "its images are (14, 56), not (28, 28)"),
+        (TRAIN_IMAGES, lambda content: images_of((30, 28, 27)), "its images are (28, 27), not (28, 28)"),
         (TRAIN_LABELS, lambda content: b"", KIND),
         (TRAIN_LABELS, lambda content: content[:7], KIND),
         (TRAIN_LABELS, lambda content: content[:-1], PROMISE),
@@ -248,13 +249,15 @@ def test_folder_in_place_of_a_file_is_named(data_dir: Path) -> None:
     assert path.is_dir()
 
 
-def test_unreadable_file_is_named(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # In place of a file without read permission, which an administrator can read all the same.
-    def refuse(*_: object) -> None:
+@pytest.mark.parametrize(("owner", "call", "part"), [(np, "fromfile", f"raw/{TRAIN_IMAGES}"), (Path, "exists", "raw")])
+def test_file_or_folder_without_permission_is_named(
+    owner: object, call: str, part: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:  # an administrator can read any file: no permission bits would do it
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(np, "fromfile", refuse)
-    words = f"{data_dir / 'MNIST' / 'raw' / TRAIN_IMAGES} can't be used: it can't be read (Permission denied)"
+    monkeypatch.setattr(owner, call, refuse)
+    words = f"{data_dir / 'MNIST' / part} can't be used: it can't be read (Permission denied)"
     with pytest.raises(DataError, match=re.escape(words)):
         load_dataset("MNIST", str(data_dir))
 
@@ -267,13 +270,15 @@ def test_one_hot() -> None:
     assert targets.dtype == np.float32
     np.testing.assert_array_equal(targets, np.eye(10)[[2, 0, 9]])
     np.testing.assert_array_equal(one_hot(torch.tensor([1, 0]), 2), [[0, 1], [1, 0]])
+    assert one_hot(np.array([])).shape == (0, 10)
 
 
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        ([0, 10], "labels are 0 to 10, but 0 to 9 are wanted"),
-        ([-1, 3], "labels are -1 to 3, but 0 to 9 are wanted"),
+        ([0, 10], "labels are 0 to 10, but whole ones of 0 to 9 are wanted"),
+        ([0.5, 1], "labels are 0.5 to 1.0, but whole ones of 0 to 9 are wanted"),
+        ([-1, 3], "labels are -1 to 3, but whole ones of 0 to 9 are wanted"),
         ([[0], [1]], "labels have shape (2, 1), but (N,) is wanted"),
         (3, "labels have shape (), but (N,) is wanted"),
     ],
@@ -290,7 +295,8 @@ def test_initial_weights_have_the_distribution_of_torch_linear() -> None:
         assert weight.shape == (fan_in, fan_out)
         assert weight.dtype == np.float32
         expected = torch.nn.Linear(fan_in, fan_out).weight.detach().numpy()
-        assert 0.95 * fan_in**-0.5 < abs(weight).max() <= fan_in**-0.5
+        assert 0.99 * fan_in**-0.5 < -weight.min() <= fan_in**-0.5
+        assert 0.99 * fan_in**-0.5 < weight.max() <= fan_in**-0.5
         assert weight.std() == pytest.approx(expected.std(), rel=0.1)
         assert weight.mean() == pytest.approx(0, abs=0.1 * fan_in**-0.5)
     for weight, same in zip(weights, initial_weights(np.random.default_rng(1), *shapes), strict=True):
@@ -303,31 +309,21 @@ def test_moving_average() -> None:
     assert moving_average([5.0] * 80) == pytest.approx(np.full(80, 5))
 
 
-def test_picture_shows_losses_and_accuracies_with_units(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import matplotlib.pyplot as plt
-
-    figures: list[Any] = []
-    monkeypatch.setattr(plt, "close", figures.append)
-    monkeypatch.setattr(plt, "show", lambda: pytest.fail("there is no display"))
+def test_picture_shows_losses_and_accuracies_with_units(tmp_path: Path) -> None:
     path = tmp_path / "lös s.png"
     losses = list(np.linspace(2.3, 0.1, 200))
-    utils.plot_history(losses, [0.9, 0.95], "MNIST: a title", str(path))
+    utils.plot_curve(losses, [0.9, 0.95], "MNIST: a title", str(path))
     assert path.read_bytes().startswith(b"\x89PNG")
-    left, right = figures[0].axes
-    assert figures[0].get_suptitle() == "MNIST: a title"
+    figure = plt.gcf()
+    left, right = figure.axes
+    assert figure.get_suptitle() == "MNIST: a title"
     np.testing.assert_array_equal(left.lines[0].get_ydata(), losses)
-    assert left.lines[1].get_ydata()[100] == pytest.approx(np.mean(losses[75:125]))
+    np.testing.assert_allclose(np.asarray(left.lines[1].get_ydata()), moving_average(losses))
     np.testing.assert_array_equal(right.lines[0].get_ydata(), [0.9, 0.95])
     assert left.get_xlabel() == "step (one mini-batch)"
     assert left.get_ylabel() == "training loss (nats per image)"
+    assert right.get_xlabel() == "epoch"
     assert right.get_ylabel() == "test accuracy (fraction)"
-    assert capsys.readouterr().out == f"The loss curve is in {path}\n"
-
-    monkeypatch.setattr(type(figures[0].canvas), "required_interactive_framework", "some")
-    shown: list[bool] = []
-    monkeypatch.setattr(plt, "show", lambda: shown.append(True))
-    utils.plot_history([2.3], [], "one step", str(path))
-    assert shown == [True]
-    assert capsys.readouterr().out == f"The loss curve is in {path}, in place of the one that was there\n"
+    legend = left.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["each step", "mean of 50 steps"]
