@@ -206,7 +206,7 @@ def plot_comparison(results: dict[int, Result]) -> None:
         steps = np.arange(count)
         accuracy = result.accuracies.mean(axis=0)
         for column, x in ((0, steps), (1, np.interp(steps, ends, seconds))):
-            axes[0, column].plot(x, averages, label=title(number), **line)
+            axes[0, column].plot(x, averages, label="" if column else title(number), **line)
         for column, x in ((0, ends[1:]), (1, seconds[1:])):
             axes[1, column].plot(x, accuracy, marker="o", markersize=4, **line)
     axes[0, 0].set(ylabel=f"training loss (nats per image),\nmean of {WINDOW} steps", yscale="log")
@@ -264,11 +264,6 @@ def plus_minus(values: Array, digits: int = 4) -> str:
     return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
 
 
-def surely_positive(values: Array) -> bool:
-    """Tell whether the mean is more than two standard errors above 0."""
-    return bool(values.mean() > 2 * values.std(ddof=1) / np.sqrt(len(values)))
-
-
 def first_below(result: Result, threshold: float) -> tuple[Array, Array, Array]:
     """Return for every seed the steps, epochs and seconds until the loss, averaged, is below the threshold."""
     averages = smooth(result.losses)
@@ -278,8 +273,22 @@ def first_below(result: Result, threshold: float) -> tuple[Array, Array, Array]:
     return steps, epochs, epochs * np.median(result.seconds)
 
 
-def conclusions(results: dict[int, Result]) -> str:
-    """Return the table of what the five conclusions say, as figures that can be wrong, and the verdicts."""
+class Measurement(NamedTuple):
+    """A figure that a conclusion says is positive, over the seeds."""
+
+    text: str
+    values: Array
+    as_concluded: bool
+    digits: int = 4
+
+
+def positive(text: str, values: Array, digits: int = 4) -> Measurement:
+    """Return a measurement that is as concluded where its mean is more than two standard errors above 0."""
+    return Measurement(text, values, bool(values.mean() > 2 * values.std(ddof=1) / np.sqrt(len(values))), digits)
+
+
+def measurements(results: dict[int, Result]) -> dict[str, list[Measurement]]:
+    """Return for each of the five conclusions the figures that test it."""
     small, large, fast = results[2], results[3], results[4]
     epochs = small.accuracies.shape[1]
     early, late = min(2, epochs - 1), epochs - 1
@@ -289,16 +298,10 @@ def conclusions(results: dict[int, Result]) -> str:
     gains = accuracy[2][:, [middle, late]] - accuracy[2][:, [0, middle]]
     rough = {n: fluctuation(results[n].losses, late, epochs) for n in (2, 3, 4)}
     difference = accuracy[2][:, late] - accuracy[3][:, late]
-    (_, small_epochs, small_seconds), (_, large_epochs, large_seconds) = (first_below(r, 0.1) for r in (small, large))
+    small_epochs, large_epochs = first_below(small, 0.1)[1], first_below(large, 0.1)[1]
     slow_steps, fast_steps = first_below(large, 0.5)[0], first_below(fast, 0.5)[0]
 
-    # For each conclusion: what is measured, its values over the seeds, their digits, and whether it is as concluded.
-    Part = tuple[str, Array, int, bool]
-
-    def positive(text: str, values: Array, digits: int = 4) -> Part:
-        return text, values, digits, surely_positive(values)
-
-    parts: dict[str, list[Part]] = {
+    return {
         "(a) More epochs raise accuracy until it saturates and fluctuates.": [
             positive(
                 f"experiment 2, accuracy after epoch {late} less that after epoch {early}",
@@ -322,10 +325,9 @@ def conclusions(results: dict[int, Result]) -> str:
             positive(
                 "epochs until the loss is below 0.1, experiment 3 less experiment 2", large_epochs - small_epochs, 2
             ),
-            (
+            Measurement(
                 f"accuracy after epoch {late}, experiment 2 less experiment 3; the mean within experiment 3's spread",
                 difference,
-                4,
                 bool(abs(difference.mean()) <= accuracy[3][:, late].std(ddof=1)),
             ),
         ],
@@ -345,28 +347,33 @@ def conclusions(results: dict[int, Result]) -> str:
             ),
         ],
     }
-    text = []
-    for claim, measured in parts.items():
-        as_claimed = [part[-1] for part in measured]
-        verdict = "holds" if all(as_claimed) else "holds partly" if any(as_claimed) else "does not hold"
+
+
+def conclusions(results: dict[int, Result]) -> str:
+    """Return the five conclusions with their figures and verdicts."""
+    head = ("measured", "mean ± standard deviation", "seeds above 0", "as concluded")
+    paragraphs = []
+    for claim, measured in measurements(results).items():
+        as_concluded = [each.as_concluded for each in measured]
+        verdict = "holds" if all(as_concluded) else "holds partly" if any(as_concluded) else "does not hold"
         rows = [
-            (what, plus_minus(values, digits), "yes" if holds else "no") for what, values, digits, holds in measured
+            (text, plus_minus(values, digits), f"{(values > 0).sum()} of {len(values)}", "yes" if holds else "no")
+            for text, values, holds, digits in measured
         ]
-        text.append(
-            f"**{claim} It {verdict}.**\n\n{table(('measured', 'mean ± standard deviation', 'as concluded'), *rows)}"
-        )
-    text.append(
-        f"Until the loss is below 0.1, batch size 256 needs {plus_minus(large_epochs, 2)} epochs and batch size 128 "
-        f"{plus_minus(small_epochs, 2)}, {large_epochs.mean() / small_epochs.mean():.2f} times as many; in seconds, "
-        f"{plus_minus(large_seconds, 2)} against {plus_minus(small_seconds, 2)}, "
-        f"{large_seconds.mean() / small_seconds.mean():.2f} times as long."
+        paragraphs.append(f"**{claim} It {verdict}.**\n\n{table(head, *rows)}")
+    (_, epochs_128, seconds_128), (_, epochs_256, seconds_256) = (first_below(results[n], 0.1) for n in (2, 3))
+    paragraphs.append(
+        f"Until the loss is below 0.1, batch size 256 needs {plus_minus(epochs_256, 2)} epochs and batch size 128 "
+        f"{plus_minus(epochs_128, 2)}, {epochs_256.mean() / epochs_128.mean():.2f} times as many; in seconds, "
+        f"{plus_minus(seconds_256, 2)} against {plus_minus(seconds_128, 2)}, "
+        f"{seconds_256.mean() / seconds_128.mean():.2f} times as long."
     )
-    worst = {number: accuracy[number][:, min(1, late) :].min(axis=1) for number in (3, 4)}
-    text.append(
+    worst = {number: results[number].accuracies[:, 1:].min(axis=1, initial=1) for number in (3, 4)}
+    paragraphs.append(
         f"The worst epoch of a run after its first has an accuracy of {plus_minus(worst[4])} at learning rate 0.5 "
         f"(lowest {worst[4].min():.4f}) against {plus_minus(worst[3])} at 0.1 (lowest {worst[3].min():.4f})."
     )
-    return "\n\n".join(text)
+    return "\n\n".join(paragraphs)
 
 
 def stability(stable: Result, steps: list[int | None]) -> str:
