@@ -46,7 +46,7 @@ class Result(NamedTuple):
     model: NumpyModel
 
 
-# From dark to light, and each with its own dashes, so that they can be told apart in grayscale.
+# Each with its own dashes, so that they can be told apart in grayscale.
 EXPERIMENTS = {
     1: Experiment(3, 128, 0.1, (0.9485, 0.9647, 0.9715), {"color": "black", "linestyle": "-", "linewidth": 3}),
     2: Experiment(
@@ -54,7 +54,7 @@ EXPERIMENTS = {
         128,
         0.1,
         (0.9496, 0.9600, 0.9675, 0.9761, 0.9755, 0.9775, 0.9791, 0.9795, 0.9781, 0.9810),
-        {"color": "tab:blue", "linestyle": "--"},
+        {"color": "navy", "linestyle": "--"},
     ),
     3: Experiment(
         10,
@@ -171,7 +171,7 @@ def plot_experiment(number: int, result: Result) -> None:
     steps = np.arange(averages.shape[1])
     color = EXPERIMENTS[number].line["color"]
     seeds = len(averages)
-    axes.plot(result.losses[0], color=color, alpha=0.25, linewidth=0.6, label="seed 0, each step")
+    axes.plot(result.losses[0], color=color, alpha=0.5, linewidth=0.6, label="seed 0, each step")
     axes.fill_between(
         steps,
         averages.min(0),
@@ -181,7 +181,7 @@ def plot_experiment(number: int, result: Result) -> None:
         label=f"{seeds} seeds, means of {WINDOW} steps",
     )
     axes.plot(steps, averages[0], color=color, linewidth=1.5, label=f"seed 0, mean of {WINDOW} steps")
-    axes.set(xlabel="step (one mini-batch)", ylabel="training loss (nats per image)", ylim=(0, 1))
+    axes.set(xlabel="step (one mini-batch)", ylabel="training loss (nats per image)", yscale="log")
     axes.set_title(title(number))
     axes.legend()
     axes.grid(alpha=0.3)
@@ -209,8 +209,8 @@ def plot_comparison(results: dict[int, Result]) -> None:
             axes[0, column].plot(x, averages, label="" if column else title(number), **line)
         for column, x in ((0, ends[1:]), (1, seconds[1:])):
             axes[1, column].plot(x, accuracy, marker="o", markersize=4, **line)
-    axes[0, 0].set(ylabel=f"training loss (nats per image),\nmean of {WINDOW} steps", yscale="log")
-    axes[1, 0].set(xlabel="step (one mini-batch)", ylabel="test accuracy (fraction)", ylim=(0.9, 1))
+    axes[0, 0].set(ylabel=f"training loss (nats per image),\nmean of {WINDOW} steps and all seeds", yscale="log")
+    axes[1, 0].set(xlabel="step (one mini-batch)", ylabel="test accuracy (fraction),\nmean of all seeds", ylim=(0.9, 1))
     axes[1, 1].set(xlabel="training time (seconds)")
     figure.legend(loc="outside lower center", ncols=2)
     for ax in axes.flat:
@@ -251,7 +251,9 @@ def experiment_section(number: int, result: Result) -> str:
         figures = (original, values.mean(), values.std(ddof=1), values.min(), values.max())
         rows.append((str(epoch), *(f"{figure:.4f}" for figure in figures), inside))
     outside = [row[0] for row in rows if row[-1] == "no"]
-    where = f"outside after epochs {', '.join(outside)}" if outside else "inside after every epoch"
+    where = (
+        f"outside after epoch{'s' * (len(outside) > 1)} {', '.join(outside)}" if outside else "inside after every epoch"
+    )
     return (
         f"{title(number)}. Seed 0 prints\n\n```text\n{result.output}```\n\nand the accuracies of {len(result.losses)} "
         f"seeds are, with the original report's value {where}:\n\n{table(*rows)}\n\n"
@@ -270,7 +272,12 @@ def first_below(result: Result, threshold: float) -> tuple[Array, Array, Array]:
     below = averages < threshold
     steps = np.where(below.any(axis=1), below.argmax(axis=1), averages.shape[1])
     epochs = steps * result.accuracies.shape[1] / result.losses.shape[1]
-    return steps, epochs, epochs * np.median(result.seconds)
+    return steps, epochs, epochs * np.median(result.seconds, axis=1)
+
+
+def standard_error(values: Array) -> float:
+    """Return the standard error of the mean."""
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 class Measurement(NamedTuple):
@@ -284,7 +291,12 @@ class Measurement(NamedTuple):
 
 def positive(text: str, values: Array, digits: int = 4) -> Measurement:
     """Return a measurement that is as concluded where its mean is more than two standard errors above 0."""
-    return Measurement(text, values, bool(values.mean() > 2 * values.std(ddof=1) / np.sqrt(len(values))), digits)
+    return Measurement(text, values, bool(values.mean() > 2 * standard_error(values)), digits)
+
+
+def mean(rows: Array) -> Array:
+    """Return the mean of every row, and 0 where rows are empty."""
+    return rows.sum(axis=1) / max(rows.shape[1], 1)
 
 
 def measurements(results: dict[int, Result]) -> dict[str, list[Measurement]]:
@@ -294,10 +306,10 @@ def measurements(results: dict[int, Result]) -> dict[str, list[Measurement]]:
     early, late = min(2, epochs - 1), epochs - 1
     middle = epochs // 2
     accuracy = {2: small.accuracies, 3: large.accuracies, 4: fast.accuracies}
-    falls = (np.diff(accuracy[2][:, middle:], axis=1) < 0).sum(axis=1)
-    gains = accuracy[2][:, [middle, late]] - accuracy[2][:, [0, middle]]
+    changes = np.diff(accuracy[2], axis=1, prepend=0)
+    first, last = changes[:, early + 1 : middle + 1], changes[:, middle + 1 :]
     rough = {n: fluctuation(results[n].losses, late, epochs) for n in (2, 3, 4)}
-    difference = accuracy[2][:, late] - accuracy[3][:, late]
+    difference, spread = accuracy[2][:, late] - accuracy[3][:, late], accuracy[3][:, late].std(ddof=1)
     small_epochs, large_epochs = first_below(small, 0.1)[1], first_below(large, 0.1)[1]
     slow_steps, fast_steps = first_below(large, 0.5)[0], first_below(fast, 0.5)[0]
 
@@ -307,8 +319,14 @@ def measurements(results: dict[int, Result]) -> dict[str, list[Measurement]]:
                 f"experiment 2, accuracy after epoch {late} less that after epoch {early}",
                 accuracy[2][:, late] - accuracy[2][:, early],
             ),
-            positive(f"gain up to epoch {middle} less gain from there to epoch {late}", gains[:, 0] - gains[:, 1]),
-            positive(f"times that accuracy fell after epoch {middle}", falls, 1),
+            positive(
+                f"mean gain of an epoch from {early + 1} to {middle} less that of an epoch from {middle + 1} to {late}",
+                mean(first) - mean(last),
+            ),
+            positive(
+                f"standard deviation of the gains of epochs {middle + 1} to {late} less their mean",
+                mean((last - mean(last)[:, None]) ** 2) ** 0.5 - mean(last),
+            ),
         ],
         "(b) More epochs lower the loss and its fluctuation.": [
             positive(
@@ -326,9 +344,10 @@ def measurements(results: dict[int, Result]) -> dict[str, list[Measurement]]:
                 "epochs until the loss is below 0.1, experiment 3 less experiment 2", large_epochs - small_epochs, 2
             ),
             Measurement(
-                f"accuracy after epoch {late}, experiment 2 less experiment 3; the mean within experiment 3's spread",
+                f"accuracy after epoch {late}, experiment 2 less experiment 3; at most the standard deviation that "
+                f"experiment 3 has over the seeds, {spread:.4f}",
                 difference,
-                bool(abs(difference.mean()) <= accuracy[3][:, late].std(ddof=1)),
+                bool(abs(difference.mean()) <= spread),
             ),
         ],
         "(d) A larger batch has a smoother loss.": [
@@ -351,26 +370,35 @@ def measurements(results: dict[int, Result]) -> dict[str, list[Measurement]]:
 
 def conclusions(results: dict[int, Result]) -> str:
     """Return the five conclusions with their figures and verdicts."""
-    head = ("measured", "mean ± standard deviation", "seeds above 0", "as concluded")
+    head = ("measured", "mean ± standard deviation", "median", "seeds above 0", "as concluded")
     paragraphs = []
     for claim, measured in measurements(results).items():
         as_concluded = [each.as_concluded for each in measured]
         verdict = "holds" if all(as_concluded) else "holds partly" if any(as_concluded) else "does not hold"
         rows = [
-            (text, plus_minus(values, digits), f"{(values > 0).sum()} of {len(values)}", "yes" if holds else "no")
+            (
+                text,
+                plus_minus(values, digits),
+                f"{np.median(values):.{digits}f}",
+                f"{(values > 0).sum()} of {len(values)}",
+                "yes" if holds else "no, the opposite" if values.mean() < -2 * standard_error(values) else "no",
+            )
             for text, values, holds, digits in measured
         ]
         paragraphs.append(f"**{claim} It {verdict}.**\n\n{table(head, *rows)}")
     (_, epochs_128, seconds_128), (_, epochs_256, seconds_256) = (first_below(results[n], 0.1) for n in (2, 3))
+    in_epochs, in_seconds = epochs_256.mean() / epochs_128.mean(), seconds_256.mean() / seconds_128.mean()
     paragraphs.append(
-        f"Until the loss is below 0.1, batch size 256 needs {plus_minus(epochs_256, 2)} epochs and batch size 128 "
-        f"{plus_minus(epochs_128, 2)}, {epochs_256.mean() / epochs_128.mean():.2f} times as many; in seconds, "
-        f"{plus_minus(seconds_256, 2)} against {plus_minus(seconds_128, 2)}, "
-        f"{seconds_256.mean() / seconds_128.mean():.2f} times as long."
+        f"Does a larger batch train more slowly? Counted in epochs, {'yes' if in_epochs > 1 else 'no'}: until the loss "
+        f"is below 0.1, batch size 256 needs {plus_minus(epochs_256, 2)} epochs and batch size 128 "
+        f"{plus_minus(epochs_128, 2)}, {in_epochs:.2f} times as many. Counted in seconds, "
+        f"{'yes' if in_seconds > 1 else 'no'}: {plus_minus(seconds_256, 2)} against {plus_minus(seconds_128, 2)}, "
+        f"{in_seconds:.2f} times as long."
     )
-    worst = {number: results[number].accuracies[:, 1:].min(axis=1, initial=1) for number in (3, 4)}
+    middle = results[4].accuracies.shape[1] // 2
+    worst = {number: results[number].accuracies[:, middle:].min(axis=1) for number in (3, 4)}
     paragraphs.append(
-        f"The worst epoch of a run after its first has an accuracy of {plus_minus(worst[4])} at learning rate 0.5 "
+        f"The worst epoch from epoch {middle} on has an accuracy of {plus_minus(worst[4])} at learning rate 0.5 "
         f"(lowest {worst[4].min():.4f}) against {plus_minus(worst[3])} at 0.1 (lowest {worst[3].min():.4f})."
     )
     return "\n\n".join(paragraphs)

@@ -3,10 +3,12 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import numpy_fnn
 from docs import experiments
+from numpy_fnn import NumpyModel
 
 CODE = Path(numpy_fnn.__file__).read_text(encoding="utf-8")
 REPORT = experiments.REPORT.read_text(encoding="utf-8")
@@ -15,7 +17,7 @@ REPORT = experiments.REPORT.read_text(encoding="utf-8")
 def test_quoted_code_is_the_code() -> None:
     quotes = re.findall(r"```python\n(.*?)```", REPORT, re.DOTALL)
     lines = [line.strip() for line in CODE.splitlines()]
-    assert len(quotes) >= 10
+    assert len(quotes) >= 13
     for quote in quotes:
         wanted = [line.strip() for line in quote.splitlines()]
         assert any(lines[i : i + len(wanted)] == wanted for i in range(len(lines))), quote
@@ -51,9 +53,23 @@ def test_one_command_refreshes_tables_and_figures(
     assert {path.name for path in (tmp_path / "figures").iterdir()} == names
 
 
-def test_fluctuation_is_the_deviation_around_the_moving_average() -> None:
-    import numpy as np
+def test_a_figure_is_positive_where_its_mean_is_two_standard_errors_above_0() -> None:
+    assert experiments.positive("", np.array([1.0, 2.0, 3.0])).as_concluded
+    assert not experiments.positive("", np.array([-1.0, 0.0, 4.0])).as_concluded
+    assert not experiments.positive("", np.array([-1.0, -2.0, -3.0])).as_concluded
 
+
+def test_first_below_counts_steps_epochs_and_seconds() -> None:
+    losses = np.repeat([[1.0, 0.0]], 200, axis=1).reshape(1, 400)
+    result = experiments.Result(losses, np.ones((1, 4)), np.full((1, 4), 0.5), "", NumpyModel())
+    steps, epochs, seconds = experiments.first_below(result, 0.5)
+    assert steps[0] == pytest.approx(200, abs=1)
+    assert epochs[0] == pytest.approx(2, abs=0.01)
+    assert seconds[0] == pytest.approx(1, abs=0.01)
+    assert experiments.first_below(result, -1)[0][0] == 400
+
+
+def test_fluctuation_is_the_deviation_around_the_moving_average() -> None:
     steps = np.arange(400)
     noise = np.where(steps % 2, 0.1, -0.1)
     losses = (3 - steps / 400 + noise)[None]
