@@ -181,9 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Interrupted after {len(history.losses)} steps.", file=sys.stderr)
     if history.losses:
         title = "{}: {} epochs, batch size {}, learning rate {}, seed {}".format(name, *sgd, options.seed)
-        replaced = ", in place of the picture that was there" if Path(options.plot).exists() else ""
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C must not cost the curve
         try:
+            replaced = ", in place of the picture that was there" if Path(options.plot).exists() else ""
             plot_curve(history.losses, history.accuracies, title, options.plot)
             print(f"The loss curve is in {options.plot}{replaced}", flush=True)
         except Exception as error:  # from the file system, or from matplotlib for its many formats

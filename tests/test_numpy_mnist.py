@@ -420,6 +420,7 @@ def test_interrupted_download_is_one_sentence(
         ("missing/loss.png", None, "No such file or directory"),
         ("data", None, "Format '' is not supported"),
         ("loss.xyz", None, "Format 'xyz' is not supported"),
+        (f"{'x' * 300}.png", None, "File name too long"),
         ("loss.png", full, "No space left on device"),
     ],
 )
