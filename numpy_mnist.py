@@ -1,6 +1,7 @@
 """Train the network of numpy_fnn.py with mini-batch SGD: python numpy_mnist.py [--help]."""
 
 import argparse
+import contextlib
 import math
 import signal
 import sys
@@ -144,24 +145,21 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     ):
         # argparse checks a default that is a string like the command line, and so catches an edited constant, too.
         parser.add_argument(option, default=str(default), type=kind, help=text)
-    parser.add_argument("--dataset", help=f"{', '.join(DATASETS)} (default: {DATASET})", default=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    options.asked_by_name = "dataset" in options
-    options.dataset = options.dataset if options.asked_by_name else DATASET
-    if options.dataset not in DATASETS:
-        parser.error(f"argument --dataset: {options.dataset!r} is not one of {', '.join(DATASETS)}")
-    return options
+    parser.add_argument(
+        "--dataset", choices=DATASETS, default=argparse.SUPPRESS, help=f"data set to learn (default: {DATASET})"
+    )
+    return parser.parse_args(arguments)
 
 
-def find_dataset(name: str, data_dir: str, asked_by_name: bool) -> Dataset:
-    """Return the data set, or digits where its download fails and it was not asked for by name; raises DataError."""
+def find_dataset(options: argparse.Namespace) -> Dataset:
+    """Return the data set asked for by name, else DATASET, or digits where its download fails; raises DataError."""
     try:
-        return load_dataset(name, data_dir)
+        return load_dataset(getattr(options, "dataset", DATASET), options.data_dir)
     except DownloadError as error:
-        if asked_by_name:
+        if "dataset" in options:
             raise
         print(f"{error}; going on with digits.", file=sys.stderr)
-        return load_dataset("digits", data_dir)
+        return load_dataset("digits", options.data_dir)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -170,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sgd = (options.epoch_number, options.batch_size, options.learning_rate)
     rng, history, code = np.random.default_rng(options.seed), History(), 0
     try:
-        name, train_set, test_set, source = find_dataset(options.dataset, options.data_dir, options.asked_by_name)
+        name, train_set, test_set, source = find_dataset(options)
         print(f"{name}: {len(train_set[1])} training and {len(test_set[1])} test images from {source}", flush=True)
         train(new_model(rng), train_set, test_set, *sgd, rng, history)
     except (DataError, FloatingPointError) as error:
@@ -185,13 +183,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             replaced = ", in place of the picture that was there" if Path(options.plot).exists() else ""
             plot_curve(history.losses, history.accuracies, title, options.plot)
-            print(f"The loss curve is in {options.plot}{replaced}", flush=True)
         except Exception as error:  # from the file system, or from matplotlib for its many formats
             code = code or 1
             print(f"The loss curve could not be saved to {options.plot!r} ({error}).", file=sys.stderr)
+        else:
+            print(f"The loss curve is in {options.plot}{replaced}", flush=True)
         signal.signal(signal.SIGINT, handler)
     if code == 0:
-        show()
+        with contextlib.suppress(KeyboardInterrupt):  # as good a way as any to close the window
+            show()
     return code
 
 

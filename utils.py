@@ -41,8 +41,10 @@ def load_dataset(name: str, data_dir: str) -> Dataset:
     DownloadError
         Where files are missing and the download fails.
     DataError
-        Where a file is damaged, or scikit-learn, which brings the digits, is not installed.
+        Where there is no such data set, a file is damaged, or scikit-learn, which brings the digits, is not installed.
     """
+    if name not in DATASETS:
+        raise DataError(f"the data set {name!r} is not one of {', '.join(DATASETS)}")
     if name == "digits":
         return load_digits()
     raw = Path(data_dir, name, "raw")
@@ -155,9 +157,7 @@ def one_hot(labels: Array, classes: int = 10) -> Array:
         raise ValueError(f"labels have shape {labels.shape}, but (N,) is wanted")
     targets = labels[:, None] == np.arange(classes)
     if np.count_nonzero(targets) != len(labels):
-        raise ValueError(
-            f"labels are {labels.min()} to {labels.max()}, but whole ones of 0 to {classes - 1} are wanted"
-        )
+        raise ValueError(f"labels are {labels.min()} to {labels.max()}, but integers 0 to {classes - 1} are wanted")
     return targets.astype(np.float32)
 
 

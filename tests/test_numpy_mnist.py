@@ -178,7 +178,12 @@ def test_picture_that_is_replaced_is_said_and_shown_where_there_is_a_display(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown: list[bool] = []
-    monkeypatch.setattr("matplotlib.pyplot.show", lambda: shown.append(True))
+
+    def show() -> None:
+        shown.append(True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("matplotlib.pyplot.show", show)
     assert main([*arguments, "--epoch-number", "1"]) == 0
     assert shown == []
     monkeypatch.setattr("matplotlib.backend_bases.FigureCanvasBase.required_interactive_framework", "some")
@@ -224,7 +229,7 @@ def test_help_explains_every_option_with_its_default(capsys: pytest.CaptureFixtu
     for option, default in zip(
         ("epoch-number", "batch-size", "learning-rate", "seed", "data-dir", "plot", "dataset"), defaults, strict=True
     ):
-        assert re.search(rf"--{option} [A-Z_]+ [^()]+ \(default: {re.escape(default)}\)", text)
+        assert re.search(rf"--{option} \S+ [^()]+ \(default: {re.escape(default)}\)", text)
 
 
 BAD_OPTIONS = [
@@ -232,7 +237,6 @@ BAD_OPTIONS = [
     *(("--batch-size", text, "a positive whole number") for text in ("0", "-128", "1e2")),
     *(("--learning-rate", text, "a positive finite number") for text in ("0", "-0.1", "nan", "inf", "fast")),
     *(("--seed", text, "a whole number of 0 or more") for text in ("-1", "0.5")),
-    ("--dataset", "mnist", "one of MNIST, FashionMNIST, KMNIST, digits"),
 ]
 
 
@@ -255,6 +259,19 @@ def test_bad_hyperparameter_is_one_line_before_any_data_is_touched(
     error = capsys.readouterr().err
     assert error.endswith(f": error: argument {option}: {text!r} is not {wanted}\n")
     assert error.count("\n") == 1
+
+
+def test_unknown_data_set_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--dataset", "mnist"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert re.search(r": error: argument --dataset: invalid choice: 'mnist' \(choose from '?MNIST'?, .*\)\n$", error)
+    assert error.count("\n") == 1
+    monkeypatch.setattr(numpy_mnist, "DATASET", "mnist")
+    assert main([]) == 1
+    words = "the data set 'mnist' is not one of MNIST, FashionMNIST, KMNIST, digits.\n"
+    assert capsys.readouterr().err == words
 
 
 @pytest.fixture

@@ -276,9 +276,9 @@ def test_one_hot() -> None:
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        ([0, 10], "labels are 0 to 10, but whole ones of 0 to 9 are wanted"),
-        ([0.5, 1], "labels are 0.5 to 1.0, but whole ones of 0 to 9 are wanted"),
-        ([-1, 3], "labels are -1 to 3, but whole ones of 0 to 9 are wanted"),
+        ([0, 10], "labels are 0 to 10, but integers 0 to 9 are wanted"),
+        ([0.5, 1], "labels are 0.5 to 1.0, but integers 0 to 9 are wanted"),
+        ([-1, 3], "labels are -1 to 3, but integers 0 to 9 are wanted"),
         ([[0], [1]], "labels have shape (2, 1), but (N,) is wanted"),
         (3, "labels have shape (), but (N,) is wanted"),
     ],
