@@ -2,8 +2,8 @@
 
 An operator's `forward` leaves in `memory` what its `backward` needs; `backward` takes G, the gradient of the loss with
 respect to the operator's output, and returns the gradient with respect to its inputs. ⊙ is the elementwise product, and
-the numbers in parentheses are those of docs/report.md. Every operator keeps the dtype it is given. A call with wrong
-shapes raises ValueError, a backward without its forward RuntimeError.
+the numbers in parentheses are those of docs/report.md. Operators keep the dtype of their inputs, float32 or float64.
+A call with wrong shapes raises ValueError, a backward without its forward RuntimeError.
 """
 
 from typing import Any, ClassVar
@@ -165,15 +165,13 @@ class NumpyModel:
     """
 
     SHAPES: ClassVar[dict[str, tuple[int, int]]] = {"W1": (784, 256), "W2": (256, 64), "W3": (64, 10)}
-    W1: Array
-    W2: Array
-    W3: Array
     W1_grad: Array | None = None
 
     def __init__(self) -> None:
         rng = np.random.default_rng()
-        for name, shape in self.SHAPES.items():
-            setattr(self, name, rng.standard_normal(shape, dtype=np.float32) / shape[0] ** 0.5)
+        self.W1, self.W2, self.W3 = (
+            rng.standard_normal(shape, dtype=np.float32) / shape[0] ** 0.5 for shape in self.SHAPES.values()
+        )
         self.matmul_1, self.matmul_2, self.matmul_3 = Matmul(), Matmul(), Matmul()
         self.relu_1, self.relu_2 = Relu(), Relu()
         self.softmax, self.log = Softmax(), Log()

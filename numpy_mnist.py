@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +49,12 @@ def mini_batch(
         pairs = [dataset[i] for i in range(len(dataset))]
         images = np.array([np.asarray(image) for image, _ in pairs])
         labels = np.array([label for _, label in pairs])
-    if len(labels) != len(images) or len(images) < 1 or batch_size < 1:
-        got = f"{len(images)} images, {len(labels)} labels and batch_size {batch_size}"
-        raise ValueError(f"mini_batch has {got}, but one label an image and at least 1 of each are wanted")
+    check_shape("labels", labels, (len(images),))
+    if len(images) < 1 or batch_size < 1:
+        raise ValueError(f"mini_batch has {len(images)} images and batch_size {batch_size}, but 1 or more are wanted")
     order = (rng or np.random.default_rng()).permutation(len(images))
     batches = np.split(order, range(batch_size, len(order), batch_size))
-    return ((images.take(batch, axis=0), labels.take(batch)) for batch in batches)
+    return ((images.take(batch, axis=0), labels[batch]) for batch in batches)
 
 
 def new_model(rng: np.random.Generator) -> NumpyModel:
@@ -104,26 +103,16 @@ def train(
             history.losses.append(loss)
             model.backward(numpy_loss.backward(), needs_input_grad=False)
             model.optimize(learning_rate)
-        history.seconds.append(time.perf_counter() - start)
+        seconds = time.perf_counter() - start
         accuracy = evaluate(model, *test_set)
         if not math.isfinite(loss + accuracy):  # the last step of an epoch shows in the accuracy first
             where = f"in epoch {epoch}, step {len(history.losses)}, at learning rate {learning_rate}"
             advice = "try a lower one, or run the tests if you edited an operator"
             raise FloatingPointError(f"the loss is not finite {where}; {advice}")
         history.accuracies.append(accuracy)
+        history.seconds.append(seconds)
         print(f"[{epoch}] Accuracy: {accuracy:.4f}", flush=True)
     return history
-
-
-def number(kind: type[int] | type[float], above: int, wanted: str, text: str) -> float:
-    """Return the finite number above `above` that `text` says; an error to argparse, saying what is wanted, if none."""
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not above < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-    return value
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -131,32 +120,33 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS,
         description="Train a three-layer network with mini-batch SGD, in NumPy, and plot its loss.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    positive = partial(number, int, 0, "a positive whole number")
-    rate = partial(number, float, 0, "a positive finite number")
     for option, default, kind, text in (
-        ("--epoch-number", EPOCH_NUMBER, positive, "passes over the training data"),
-        ("--batch-size", BATCH_SIZE, positive, "images a step"),
-        ("--learning-rate", LEARNING_RATE, rate, "factor of the gradient in a step"),
-        ("--seed", SEED, partial(number, int, -1, "a whole number of 0 or more"), "seed of weights and shuffles"),
+        ("--epoch-number", EPOCH_NUMBER, int, "passes over the training data"),
+        ("--batch-size", BATCH_SIZE, int, "images a step"),
+        ("--learning-rate", LEARNING_RATE, float, "factor of the gradient in a step"),
+        ("--seed", SEED, int, "seed of weights and shuffles"),
         ("--data-dir", DATA_DIR, str, "folder of the data sets, into which missing files are downloaded"),
         ("--plot", PLOT, str, "where to save the picture of the loss, such as a .png, .pdf or .svg"),
     ):
         # argparse checks a default that is a string like the command line, and so catches an edited constant, too.
-        parser.add_argument(option, default=str(default), type=kind, help=text)
-    parser.add_argument(
-        "--dataset", choices=DATASETS, default=argparse.SUPPRESS, help=f"data set to learn (default: {DATASET})"
-    )
-    return parser.parse_args(arguments)
+        parser.add_argument(option, default=str(default), type=kind, help=f"{text} (default: %(default)s)")
+    parser.add_argument("--dataset", choices=DATASETS, help=f"data set to learn (default: {DATASET})")
+    options = parser.parse_args(arguments)
+    for name in ("epoch_number", "batch_size", "learning_rate"):
+        if not 0 < (value := getattr(options, name)) < math.inf:
+            parser.error(f"{name} is {value}, but a positive finite number is wanted")
+    if options.seed < 0:
+        parser.error(f"seed is {options.seed}, but 0 or more is wanted")
+    return options
 
 
 def find_dataset(options: argparse.Namespace) -> Dataset:
     """Return the data set asked for by name, else DATASET, or digits where its download fails; raises DataError."""
     try:
-        return load_dataset(getattr(options, "dataset", DATASET), options.data_dir)
+        return load_dataset(options.dataset or DATASET, options.data_dir)
     except DownloadError as error:
-        if "dataset" in options:
+        if options.dataset:
             raise
         print(f"{error}; going on with digits.", file=sys.stderr)
         return load_dataset("digits", options.data_dir)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 DATASETS = ("MNIST", "FashionMNIST", "KMNIST", "digits")
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+WINDOW = 50  # steps of the moving average
 
 
 class DataError(Exception):
@@ -129,7 +130,7 @@ def load_digits() -> Dataset:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise DataError("the digits data set needs scikit-learn: pip install scikit-learn") from error
+        raise DataError("the digits data set needs scikit-learn: python -m pip install scikit-learn") from error
     digits, labels = datasets.load_digits(return_X_y=True)
     images = digits.reshape(-1, 8, 8).repeat(3, axis=1).repeat(3, axis=2)
     images = normalize(np.pad(images * (255 / 16), ((0, 0), (2, 2), (2, 2))))
@@ -137,8 +138,8 @@ def load_digits() -> Dataset:
     # The frame is as wide as the shifts, so that what np.roll carries around the edge is background.
     shifts = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
     train_images = np.concatenate([np.roll(images[:1500], shift, axis=(1, 2)) for shift in shifts])
-    train = (train_images, np.tile(labels[:1500], len(shifts)))
-    return Dataset("digits", train, (images[1500:], labels[1500:]), "scikit-learn")
+    train_labels = np.tile(labels[:1500], len(shifts))
+    return Dataset("digits", (train_images, train_labels), (images[1500:], labels[1500:]), "scikit-learn")
 
 
 def normalize(images: Array) -> Array:
@@ -166,7 +167,7 @@ def initial_weights(rng: np.random.Generator, *shapes: tuple[int, int]) -> list[
     return [rng.uniform(-(shape[0] ** -0.5), shape[0] ** -0.5, shape).astype(np.float32) for shape in shapes]
 
 
-def moving_average(values: Sequence[float], window: int = 50) -> Array:
+def moving_average(values: Sequence[float], window: int = WINDOW) -> Array:
     """Return for each value the mean of the `window` values around it, or of those that there are at the ends."""
     weights = np.ones(min(window, len(values)))
     return np.convolve(values, weights, "same") / np.convolve(np.ones(len(values)), weights, "same")
@@ -179,14 +180,14 @@ def plot_curve(losses: Sequence[float], accuracies: Sequence[float], title: str,
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(2, 1), layout="constrained")
     figure.suptitle(title)
     left.plot(losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="each step")
-    left.plot(moving_average(losses), color="tab:blue", label=f"mean of {min(50, len(losses))} steps")
+    left.plot(moving_average(losses), color="tab:blue", label=f"mean of {min(WINDOW, len(losses))} steps")
     left.set(xlabel="step (one mini-batch)", ylabel="training loss (nats per image)", ylim=(0, None))
     left.legend()
     right.plot(accuracies, color="tab:orange", marker="o")
     right.set(xlabel="epoch", ylabel="test accuracy (fraction)")
     right.xaxis.get_major_locator().set_params(integer=True)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
+    left.grid(alpha=0.3)
+    right.grid(alpha=0.3)
     figure.savefig(path, dpi=120, format=Path(path).suffix[1:])  # without a format, a path "loss" would mean loss.png
 
 

@@ -14,22 +14,20 @@ import matplotlib
 import numpy as np
 from tqdm import tqdm
 
-from numpy_fnn import Array, Log, NumpyModel, Softmax
+from numpy_fnn import Array, Log, NumpyModel, NumpyOp, Softmax
 from numpy_mnist import DATA_DIR, History, new_model, train
-from utils import Dataset, load_dataset, moving_average
+from utils import WINDOW, Dataset, load_dataset, moving_average
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 REPORT = Path(__file__).with_name("report.md")
 FIGURES = REPORT.with_name("figures")
-WINDOW = 50  # steps of the moving average
 
 
 class Experiment(NamedTuple):
-    """Hyperparameters, the accuracies of the original report, and the line that stands for it in every picture."""
+    """Hyperparameters, the original report's accuracies, and the line that stands for it in every picture."""
 
-    epoch_number: int
     batch_size: int
     learning_rate: float
     original: tuple[float, ...]
@@ -48,23 +46,20 @@ class Result(NamedTuple):
 
 # Each with its own dashes, so that they can be told apart in grayscale.
 EXPERIMENTS = {
-    1: Experiment(3, 128, 0.1, (0.9485, 0.9647, 0.9715), {"color": "black", "linestyle": "-", "linewidth": 3}),
+    1: Experiment(128, 0.1, (0.9485, 0.9647, 0.9715), {"color": "black", "linestyle": "-", "linewidth": 3}),
     2: Experiment(
-        10,
         128,
         0.1,
         (0.9496, 0.9600, 0.9675, 0.9761, 0.9755, 0.9775, 0.9791, 0.9795, 0.9781, 0.9810),
         {"color": "navy", "linestyle": "--"},
     ),
     3: Experiment(
-        10,
         256,
         0.1,
         (0.9253, 0.9477, 0.9522, 0.9651, 0.9680, 0.9731, 0.9755, 0.9766, 0.9766, 0.9790),
         {"color": "tab:red", "linestyle": "-."},
     ),
     4: Experiment(
-        10,
         256,
         0.5,
         (0.9505, 0.9675, 0.9706, 0.9471, 0.9737, 0.8980, 0.9757, 0.9573, 0.9770, 0.9792),
@@ -92,43 +87,44 @@ class InexactLog(Log):
         return grad_y / self.memory["x"]
 
 
-def run(experiment: Experiment, epochs: int, dataset: Dataset, seed: int) -> tuple[History, NumpyModel, str]:
-    """Train once as numpy_mnist.py does, and return the history, the model and what was printed."""
+def run(
+    experiment: Experiment, epochs: int, dataset: Dataset, seed: int, history: History, **operators: NumpyOp
+) -> tuple[NumpyModel, str]:
+    """Train once as numpy_mnist.py does, with `operators` in place of the model's, and return model and output."""
     rng, printed = np.random.default_rng(seed), io.StringIO()
     model = new_model(rng)
+    vars(model).update(operators)
     sgd = (epochs, experiment.batch_size, experiment.learning_rate)
     with contextlib.redirect_stdout(printed):
-        history = train(model, dataset.train, dataset.test, *sgd, rng)
-    return history, model, printed.getvalue()
+        train(model, dataset.train, dataset.test, *sgd, rng, history)
+    return model, printed.getvalue()
 
 
 def run_seeds(experiment: Experiment, epochs: int, dataset: Dataset, seeds: int, progress: Any) -> Result:
     """Train with every seed."""
+    histories = [History() for _ in range(seeds)]
     runs = []
-    for seed in range(seeds):
-        runs.append(run(experiment, epochs, dataset, seed))
+    for seed, history in enumerate(histories):
+        runs.append(run(experiment, epochs, dataset, seed, history))
         progress.update(epochs)
-    histories, models, outputs = zip(*runs, strict=True)
     losses, accuracies, seconds = (
         np.array([getattr(history, name) for history in histories]) for name in ("losses", "accuracies", "seconds")
     )
-    return Result(losses, accuracies, seconds, outputs[0], models[0])
+    model, output = runs[0]
+    return Result(losses, accuracies, seconds, output, model)
 
 
 def run_unstable(experiment: Experiment, epochs: int, dataset: Dataset, seeds: int, progress: Any) -> list[int | None]:
     """Train with the unstable forms, and return for every seed the step at which the loss was no longer finite."""
     steps: list[int | None] = []
     for seed in range(seeds):
-        rng, history = np.random.default_rng(seed), History()
-        model = new_model(rng)
-        model.softmax, model.log = UnstableSoftmax(), InexactLog()
-        sgd = (epochs, experiment.batch_size, experiment.learning_rate)
-        with contextlib.redirect_stdout(io.StringIO()), np.errstate(divide="ignore"):
-            try:
-                train(model, dataset.train, dataset.test, *sgd, rng, history)
-                steps.append(None)
-            except FloatingPointError:
-                steps.append(len(history.losses))
+        history = History()
+        try:
+            with np.errstate(divide="ignore"):
+                run(experiment, epochs, dataset, seed, history, softmax=UnstableSoftmax(), log=InexactLog())
+            steps.append(None)
+        except FloatingPointError:
+            steps.append(len(history.losses))
         progress.update(epochs)
     return steps
 
@@ -141,7 +137,7 @@ def table(*rows: Sequence[object]) -> str:
 
 def smooth(losses: Array) -> Array:
     """Return the moving average of every row."""
-    return np.array([moving_average(row, WINDOW) for row in losses])
+    return np.array([moving_average(row) for row in losses])
 
 
 def fluctuation(losses: Array, epoch: int, epochs: int) -> Array:
@@ -190,7 +186,7 @@ def plot_experiment(number: int, result: Result) -> None:
 
 def title(number: int) -> str:
     """Return the name of an experiment with its hyperparameters."""
-    _, batch_size, rate, original, _ = EXPERIMENTS[number]
+    batch_size, rate, original, _ = EXPERIMENTS[number]
     return f"Experiment {number}: {len(original)} epochs, batch size {batch_size}, learning rate {rate}"
 
 
@@ -436,7 +432,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--seeds is {options.seeds} and --epochs {options.epochs}, but at least 2 and 1 are wanted")
 
     dataset = load_dataset("MNIST", options.data_dir)
-    epochs = {number: min(options.epochs, experiment.epoch_number) for number, experiment in EXPERIMENTS.items()}
+    epochs = {number: min(options.epochs, len(experiment.original)) for number, experiment in EXPERIMENTS.items()}
     with tqdm(total=(sum(epochs.values()) + epochs[4]) * options.seeds, unit="epoch") as progress:
         results = {
             number: run_seeds(experiment, epochs[number], dataset, options.seeds, progress)

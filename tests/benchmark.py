@@ -30,7 +30,6 @@ from utils import FILES, initial_weights, load_dataset
 
 ROOT = Path(__file__).parent.parent
 LEARNING_RATE = numpy_mnist.LEARNING_RATE
-SIZES = [784, 256, 64, 10]
 
 
 def timed(run_epoch: Callable[[], object]) -> float:
@@ -77,7 +76,7 @@ def products(data_dir: str, batch_size: int) -> float:
     images, _ = load_dataset("MNIST", data_dir).train
     x1 = images[:batch_size].reshape(batch_size, 784)
     W1, W2, W3 = (rng.standard_normal(shape, dtype=np.float32) for shape in NumpyModel.SHAPES.values())
-    x2, x3, y = (rng.standard_normal((batch_size, size), dtype=np.float32) for size in SIZES[1:])
+    x2, x3, y = (rng.standard_normal((batch_size, W.shape[1]), dtype=np.float32) for W in (W1, W2, W3))
 
     def run_epoch() -> None:
         for _ in range(0, len(images), batch_size):
@@ -299,9 +298,11 @@ def print_runs(options: argparse.Namespace, data_dir: str, folder: str) -> None:
     lab_run = ["numpy_mnist.py", "--dataset", "MNIST", "--data-dir", data_dir, "--plot", plot]
     script = f"from tests.benchmark import torch_script; torch_script({data_dir!r}, {plot!r})"
     runs = {"numpy_mnist.py as it ships": lab_run, "a plain PyTorch script for the same work": ["-c", script]}
-    runs |= {f"numpy_mnist.py, {count} epochs": [*lab_run, "--epoch-number", str(count)] for count in (1, 2, 4, 8)}
+    runs |= {
+        f"numpy_mnist.py --epoch-number {count}": [*lab_run, "--epoch-number", str(count)] for count in (1, 2, 4, 8)
+    }
     sizes = (32, 64, 256, 512, 1024)
-    runs |= {f"numpy_mnist.py, batch size {size}": [*lab_run, "--batch-size", str(size)] for size in sizes}
+    runs |= {f"numpy_mnist.py --batch-size {size}": [*lab_run, "--batch-size", str(size)] for size in sizes}
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(options.rounds):
         for name, command in runs.items():

@@ -20,6 +20,7 @@ import torchvision
 from torchvision import transforms
 
 import utils
+from tests.conftest import idx
 from utils import FILES, DataError, Dataset, DownloadError, initial_weights, load_dataset, moving_average, one_hot
 
 TRAIN_IMAGES, TRAIN_LABELS = FILES[:2]
@@ -190,11 +191,6 @@ def test_without_torchvision_and_scikit_learn_a_sentence_says_so(
 # ---- files that are there but are not what they should be
 
 
-def images_of(sizes: tuple[int, int, int]) -> bytes:
-    """Return an IDX file of black images."""
-    return b"\0\0\x08\x03" + np.array(sizes, ">u4").tobytes() + bytes(int(np.prod(sizes)))
-
-
 KIND = "it is no IDX file of bytes in"
 PROMISE = "its header promises"
 
@@ -212,12 +208,12 @@ PROMISE = "its header promises"
         (TRAIN_IMAGES, lambda content: content[:-1], PROMISE),
         (TRAIN_IMAGES, lambda content: content + b"\0", PROMISE),
         (TRAIN_IMAGES, lambda content: content[:4] + b"\xff\xff\xff\xff" + content[8:], PROMISE),
-        (TRAIN_IMAGES, lambda content: images_of((0, 28, 28)), PROMISE),
+        (TRAIN_IMAGES, lambda content: idx(np.zeros((0, 28, 28), np.uint8)), PROMISE),
         (TRAIN_IMAGES, gzip.compress, f"{KIND} 3 dimensions (still compressed?)"),
         (TRAIN_IMAGES, lambda content: b"\0\0\x0d\x03" + content[4:], KIND),
         (TRAIN_IMAGES, lambda content: b"\0\0\x08\x01" + content[4:], KIND),
-        (TRAIN_IMAGES, lambda content: images_of((30, 14, 56)), "its images are (14, 56), not (28, 28)"),
-        (TRAIN_IMAGES, lambda content: images_of((30, 28, 27)), "its images are (28, 27), not (28, 28)"),
+        (TRAIN_IMAGES, lambda content: idx(np.zeros((30, 14, 56), np.uint8)), "its images are (14, 56), not (28, 28)"),
+        (TRAIN_IMAGES, lambda content: idx(np.zeros((30, 28, 27), np.uint8)), "its images are (28, 27), not (28, 28)"),
         (TRAIN_LABELS, lambda content: b"", KIND),
         (TRAIN_LABELS, lambda content: content[:7], KIND),
         (TRAIN_LABELS, lambda content: content[:-1], PROMISE),
