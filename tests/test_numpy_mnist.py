@@ -235,6 +235,7 @@ def test_help_explains_every_option_with_its_default(capsys: pytest.CaptureFixtu
 BAD_OPTIONS = [
     *(("--epoch-number", text, "argument --epoch-number: invalid int value: {!r}") for text in ("1.5", "x", "", "nan")),
     *(("--epoch-number", text, "epoch_number is {}, but a positive finite number is wanted") for text in ("0", "-1")),
+    ("--batch-size", 1.5, "argument --batch-size: invalid int value: '{}'"),
     ("--batch-size", "1e2", "argument --batch-size: invalid int value: {!r}"),
     ("--batch-size", "-128", "batch_size is {}, but a positive finite number is wanted"),
     ("--learning-rate", "fast", "argument --learning-rate: invalid float value: {!r}"),
@@ -251,7 +252,7 @@ BAD_OPTIONS = [
 @pytest.mark.parametrize(("option", "text", "words"), BAD_OPTIONS)
 def test_bad_hyperparameter_is_one_line_before_any_data_is_touched(
     option: str,
-    text: str,
+    text: object,
     words: str,
     constant: bool,
     monkeypatch: pytest.MonkeyPatch,

@@ -305,9 +305,10 @@ def test_moving_average() -> None:
     assert moving_average([5.0] * 80) == pytest.approx(np.full(80, 5))
 
 
-def test_picture_shows_losses_and_accuracies_with_units(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("steps", "averaged"), [(200, 50), (4, 4)])
+def test_picture_shows_losses_and_accuracies_with_units(steps: int, averaged: int, tmp_path: Path) -> None:
     path = tmp_path / "lös s.png"
-    losses = list(np.linspace(2.3, 0.1, 200))
+    losses = list(np.linspace(2.3, 0.1, steps))
     utils.plot_curve(losses, [0.9, 0.95], "MNIST: a title", str(path))
     assert path.read_bytes().startswith(b"\x89PNG")
     figure = plt.gcf()
@@ -322,4 +323,4 @@ def test_picture_shows_losses_and_accuracies_with_units(tmp_path: Path) -> None:
     assert right.get_ylabel() == "test accuracy (fraction)"
     legend = left.get_legend()
     assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["each step", "mean of 50 steps"]
+    assert [text.get_text() for text in legend.get_texts()] == ["each step", f"mean of {averaged} steps"]
