@@ -157,7 +157,7 @@ class NumpyModel:
     Attributes
     ----------
     W1, W2, W3 : array (784, 256), (256, 64), (64, 10)
-        The weights, random and float32 until others are assigned, in any float dtype.
+        The weights, random and float32 until others, float32 or float64, are assigned.
     log_grad, softmax_grad, x3_grad, relu_2_grad, x2_grad, relu_1_grad, x1_grad : array
         Gradients of the loss with respect to the input of the operator (xᵢ is matmul_i's), left by `backward`.
     W1_grad, W2_grad, W3_grad : array

@@ -41,7 +41,7 @@ def mini_batch(
 
     `dataset` is either two arrays, images (N, ...) and labels (N,), the fast form, or a sequence of N pairs (image,
     label), such as a torchvision data set. `rng` draws the order; without one, each call draws another. Raises
-    ValueError for an empty data set, unequal numbers of images and labels, or a batch size below 1.
+    ValueError for an empty data set, labels that are not (N,), or a batch size below 1.
     """
     if len(dataset) == 2 and hasattr(dataset[0], "shape"):
         images, labels = (np.asarray(array) for array in dataset)
@@ -116,7 +116,10 @@ def train(
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options, whose defaults are the constants above; a bad one is one line on stderr and exit code 2."""
+    """Return the options, whose defaults are the constants above; a bad one is one line on stderr and exit code 2.
+
+    The constant DATASET is left to load_dataset to check.
+    """
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS,
         description="Train a three-layer network with mini-batch SGD, in NumPy, and plot its loss.",
@@ -178,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"The loss curve could not be saved to {options.plot!r} ({error}).", file=sys.stderr)
         else:
             print(f"The loss curve is in {options.plot}{replaced}", flush=True)
-        signal.signal(signal.SIGINT, handler)
+        finally:
+            signal.signal(signal.SIGINT, handler)
     if code == 0:
         with contextlib.suppress(KeyboardInterrupt):  # as good a way as any to close the window
             show()

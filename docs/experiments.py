@@ -90,7 +90,7 @@ class InexactLog(Log):
 def run(
     experiment: Experiment, epochs: int, dataset: Dataset, seed: int, history: History, **operators: NumpyOp
 ) -> tuple[NumpyModel, str]:
-    """Train once as numpy_mnist.py does, with `operators` in place of the model's, and return model and output."""
+    """Train once as numpy_mnist.py does, with `operators` for the model's, fill `history`, return model and output."""
     rng, printed = np.random.default_rng(seed), io.StringIO()
     model = new_model(rng)
     vars(model).update(operators)
