@@ -79,7 +79,7 @@ class Relu(NumpyOp):
         return y
 
     def backward(self, grad_y: Array) -> Array:
-        """Return grad_x, shaped like grad_y."""
+        """Return grad_x, shaped like grad_y; NaN where grad_y is infinite and x is not above 0."""
         self.check_grad(grad_y)
         # A product with a mask: np.where costs ten times as much here. "Not X <= 0" is X > 0, but true for NaN.
         return grad_y * ~(self.memory["x"] <= 0)

@@ -121,7 +121,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     The constant DATASET is left to load_dataset to check.
     """
     parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
+        usage=argparse.SUPPRESS,  # it would stand above every error
         description="Train a three-layer network with mini-batch SGD, in NumPy, and plot its loss.",
     )
     for option, default, kind, text in (

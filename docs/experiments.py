@@ -26,7 +26,7 @@ FIGURES = REPORT.with_name("figures")
 
 
 class Experiment(NamedTuple):
-    """Hyperparameters, the original report's accuracies, and the line that stands for it in every picture."""
+    """Hyperparameters, the original report's accuracy after each epoch, and the line that stands for it in pictures."""
 
     batch_size: int
     learning_rate: float
@@ -88,25 +88,25 @@ class InexactLog(Log):
 
 
 def run(
-    experiment: Experiment, epochs: int, dataset: Dataset, seed: int, history: History, **operators: NumpyOp
+    experiment: Experiment, dataset: Dataset, seed: int, history: History, **operators: NumpyOp
 ) -> tuple[NumpyModel, str]:
     """Train once as numpy_mnist.py does, with `operators` for the model's, fill `history`, return model and output."""
     rng, printed = np.random.default_rng(seed), io.StringIO()
     model = new_model(rng)
     vars(model).update(operators)
-    sgd = (epochs, experiment.batch_size, experiment.learning_rate)
+    sgd = (len(experiment.original), experiment.batch_size, experiment.learning_rate)
     with contextlib.redirect_stdout(printed):
         train(model, dataset.train, dataset.test, *sgd, rng, history)
     return model, printed.getvalue()
 
 
-def run_seeds(experiment: Experiment, epochs: int, dataset: Dataset, seeds: int, progress: Any) -> Result:
+def run_seeds(experiment: Experiment, dataset: Dataset, seeds: int, progress: Any) -> Result:
     """Train with every seed."""
     histories = [History() for _ in range(seeds)]
     runs = []
     for seed, history in enumerate(histories):
-        runs.append(run(experiment, epochs, dataset, seed, history))
-        progress.update(epochs)
+        runs.append(run(experiment, dataset, seed, history))
+        progress.update()
     losses, accuracies, seconds = (
         np.array([getattr(history, name) for history in histories]) for name in ("losses", "accuracies", "seconds")
     )
@@ -114,18 +114,18 @@ def run_seeds(experiment: Experiment, epochs: int, dataset: Dataset, seeds: int,
     return Result(losses, accuracies, seconds, output, model)
 
 
-def run_unstable(experiment: Experiment, epochs: int, dataset: Dataset, seeds: int, progress: Any) -> list[int | None]:
+def run_unstable(experiment: Experiment, dataset: Dataset, seeds: int, progress: Any) -> list[int | None]:
     """Train with the unstable forms, and return for every seed the step at which the loss was no longer finite."""
     steps: list[int | None] = []
     for seed in range(seeds):
         history = History()
         try:
             with np.errstate(divide="ignore"):
-                run(experiment, epochs, dataset, seed, history, softmax=UnstableSoftmax(), log=InexactLog())
+                run(experiment, dataset, seed, history, softmax=UnstableSoftmax(), log=InexactLog())
             steps.append(None)
         except FloatingPointError:
             steps.append(len(history.losses))
-        progress.update(epochs)
+        progress.update()
     return steps
 
 
@@ -426,19 +426,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data-dir", default=DATA_DIR, help="folder of the data sets")
     parser.add_argument("--seeds", type=int, default=10, help="runs of each experiment, from seed 0 on; at least 2")
-    parser.add_argument("--epochs", type=int, default=10, help="epochs of an experiment at the most")
     options = parser.parse_args(arguments)
-    if options.seeds < 2 or options.epochs < 1:
-        parser.error(f"--seeds is {options.seeds} and --epochs {options.epochs}, but at least 2 and 1 are wanted")
+    if options.seeds < 2:
+        parser.error(f"--seeds is {options.seeds}, but at least 2 are wanted")
 
     dataset = load_dataset("MNIST", options.data_dir)
-    epochs = {number: min(options.epochs, len(experiment.original)) for number, experiment in EXPERIMENTS.items()}
-    with tqdm(total=(sum(epochs.values()) + epochs[4]) * options.seeds, unit="epoch") as progress:
+    with tqdm(total=(len(EXPERIMENTS) + 1) * options.seeds, unit="run") as progress:
         results = {
-            number: run_seeds(experiment, epochs[number], dataset, options.seeds, progress)
+            number: run_seeds(experiment, dataset, options.seeds, progress)
             for number, experiment in EXPERIMENTS.items()
         }
-        unstable = run_unstable(EXPERIMENTS[4], epochs[4], dataset, options.seeds, progress)
+        unstable = run_unstable(EXPERIMENTS[4], dataset, options.seeds, progress)
 
     report = REPORT.read_text(encoding="utf-8")
     for number, result in results.items():

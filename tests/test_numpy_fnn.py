@@ -208,7 +208,9 @@ def test_model_agrees_with_torch(dtype: type[Any], tolerance: float, shape: tupl
     for name, before in zip(NumpyModel.SHAPES, weights, strict=True):
         assert_near(name, getattr(model, name), getattr(reference, name).detach().numpy(), tolerance)
         assert not np.array_equal(getattr(model, name), before)
-        assert_near(name, getattr(model, f"{name}_grad"), reference.gradient(name), tolerance)  # still readable
+        assert_near(
+            f"{name}_grad", getattr(model, f"{name}_grad"), reference.gradient(name), tolerance
+        )  # still readable
 
 
 def test_input_gradient_is_skipped_on_request() -> None:

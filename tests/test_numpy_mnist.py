@@ -181,7 +181,7 @@ def test_picture_that_is_replaced_is_said_and_shown_where_there_is_a_display(
 
     def show() -> None:
         shown.append(True)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt  # Ctrl-C in the terminal, which ends the run as closing the window does
 
     monkeypatch.setattr("matplotlib.pyplot.show", show)
     assert main([*arguments, "--epoch-number", "1"]) == 0
