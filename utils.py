@@ -1,62 +1,68 @@
-"""Data sets, one-hot targets, initial weights and the picture of a training run."""
+"""Data sets, one-hot targets and the picture of a training run."""
 
+import contextlib
+import gzip
+import io
 import math
+import os
 import socket
 import sys
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 DATASETS = ("MNIST", "FashionMNIST", "KMNIST", "digits")
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-WINDOW = 50  # steps of the moving average
+WINDOW = 51  # steps of the moving average
 
 
 class DataError(Exception):
     """A data set that can't be had; the message is a sentence for the person at the keyboard."""
 
 
-class DownloadError(DataError):
-    """A data set that is not on disk and can't be downloaded."""
-
-
 class Dataset(NamedTuple):
     """A data set in memory: `train` and `test` are (images (N, 28, 28) float32 normalized, labels (N,) uint8)."""
 
     name: str
-    train: tuple[Array, Array]
-    test: tuple[Array, Array]
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
     source: str
 
 
-def load_dataset(name: str, data_dir: str) -> Dataset:
+def load_dataset(name: str, data_dir: str = "data", fallback: bool = False) -> Dataset:
     """Return one of DATASETS, read from data_dir/name/raw and downloaded to there first where a file is missing.
 
-    Raises
-    ------
-    DownloadError
-        Where files are missing and the download fails.
-    DataError
-        Where there is no such data set, a file is damaged, or scikit-learn, which brings the digits, is not installed.
+    With `fallback`, digits stand in where the download fails, and stderr says so. Raises DataError where there is no
+    such data set, the download fails, a file is damaged, or scikit-learn, which brings the digits, can't be imported.
     """
     if name not in DATASETS:
         raise DataError(f"the data set {name!r} is not one of {', '.join(DATASETS)}")
     if name == "digits":
         return load_digits()
     raw = Path(data_dir, name, "raw")
-    paths = [raw / file for file in FILES]
-    try:
-        complete = all(path.exists() for path in paths)
-    except OSError as error:
-        raise damaged(raw, f"it can't be read ({error.strerror})") from error
-    if not complete:
-        download(name, raw)
-    return Dataset(name, read_images(*paths[:2]), read_images(*paths[2:]), str(raw))
+    placed = find_files(raw)
+    if missing := [file for file in FILES if file not in placed]:
+        try:
+            download(name, raw, missing)
+        except Exception as error:  # whatever it is, the way out for the user is the same
+            failed = f"{name} could not be downloaded ({reason(error)})"
+            failed += f"; to use it, put {', '.join(missing)}, each unpacked or as a .gz, into {raw}"
+            if not fallback:
+                raise DataError(failed) from error
+            print(f"{failed}; going on with digits.", file=sys.stderr)
+            return load_digits()
+        placed = find_files(raw)
+    train_images, train_labels, test_images, test_labels = (placed[file] for file in FILES)
+    return Dataset(name, read_images(train_images, train_labels), read_images(test_images, test_labels), str(raw))
+
+
+def reason(error: BaseException) -> str:
+    """Return what an exception says, in one line."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 
 def damaged(path: Path, fault: str) -> DataError:
@@ -64,7 +70,18 @@ def damaged(path: Path, fault: str) -> DataError:
     return DataError(f"{path} can't be used: {fault}; move it away and run again to download it anew")
 
 
-def read_images(images_path: Path, labels_path: Path) -> tuple[Array, Array]:
+def find_files(raw: Path) -> dict[str, Path]:
+    """Return the paths of those of FILES that are in `raw`, unpacked or, as the mirrors hand them out, as a .gz."""
+    try:
+        names = os.listdir(raw)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise damaged(raw, f"it can't be read ({reason(error)})") from error
+    return {file: raw / name for file in FILES for name in (f"{file}.gz", file) if name in names}
+
+
+def read_images(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the normalized images (N, 28, 28) and the labels (N,) of two IDX files; raises DataError."""
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
     if images.shape[1:] != (28, 28):
@@ -73,34 +90,35 @@ def read_images(images_path: Path, labels_path: Path) -> tuple[Array, Array]:
         raise damaged(labels_path, f"it has {len(labels)} labels for {len(images)} images in {images_path.name}")
     if labels.max() > 9:
         raise damaged(labels_path, f"it has a label {labels.max()}, not 0 to 9")
-    return normalize(images), labels
+    return normalize(images), labels.copy()  # what is read from a file can't be written to
 
 
-def read_idx(path: Path, ndim: int) -> Array:
+def read_idx(path: Path, ndim: int) -> np.ndarray:
     """Return the uint8 array of an IDX file: two zero bytes, 8 for uint8, ndim, ndim big-endian uint32 sizes, the data.
 
     Raises DataError, naming the file, where it can't be read, is of another kind, empty or of the wrong length.
     """
     try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise damaged(path, f"it can't be read ({error.strerror or error})") from error
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise damaged(path, f"it can't be read ({reason(error)})") from error
     header = 4 + 4 * ndim
-    if len(content) < header or content[:4].tolist() != [0, 0, 8, ndim]:
-        raise damaged(path, f"it is no IDX file of bytes in {ndim} dimensions (still compressed?)")
-    shape = tuple(content[4:header].view(">u4").tolist())
+    if len(content) < header or content[:4] != bytes([0, 0, 8, ndim]):
+        raise damaged(path, f"it is no IDX file of bytes in {ndim} dimensions")
+    shape = tuple(np.frombuffer(content, ">u4", ndim, 4).tolist())
     if len(content) - header != math.prod(shape) or len(content) == header:
         raise damaged(path, f"its header promises {shape} bytes, but {len(content) - header} follow it")
-    return content[header:].reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def download(name: str, raw: Path) -> None:
+def download(name: str, raw: Path, missing: Sequence[str]) -> None:
     """Put the missing files of a data set into `raw`, downloaded and verified by torchvision.
 
-    It works in a folder of its own, so that neither a failure nor Ctrl-C leaves half a file, nor is a file replaced.
-    Raises DownloadError, which says how to place the files by hand.
+    It works in a folder of its own, so that neither a failure nor Ctrl-C leaves half a file.
     """
-    print(f"{raw.absolute()} lacks files of {name}: downloading them with torchvision", file=sys.stderr)
+    print(f"{raw.absolute()} lacks {', '.join(missing)}: downloading {name} with torchvision", file=sys.stderr)
     timeout = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(10)  # seconds; torchvision sets none, and a silent firewall would hold for minutes
@@ -109,14 +127,8 @@ def download(name: str, raw: Path) -> None:
             from torchvision import datasets  # 2.5 s and 400 MB, which a run whose files are in place does not pay
 
             getattr(datasets, name)(folder, download=True)
-            for file in FILES:
-                if not (raw / file).exists():
-                    Path(folder, name, "raw", file).rename(raw / file)
-    except Exception as error:  # whatever it is, the way out for the user is the same
-        raise DownloadError(
-            f"{name} could not be downloaded ({' '.join(str(error).split())}); to use it, put its four files "
-            f"{', '.join(FILES)}, uncompressed, into {raw}"
-        ) from error
+            for file in missing:
+                Path(folder, name, "raw", file).rename(raw / file)
     finally:
         socket.setdefaulttimeout(timeout)
 
@@ -129,8 +141,9 @@ def load_digits() -> Dataset:
     """
     try:
         from sklearn import datasets
-    except ImportError as error:
-        raise DataError("the digits data set needs scikit-learn: python -m pip install scikit-learn") from error
+    except Exception as error:  # a broken installation fails in ways of its own
+        words = "the digits data set needs scikit-learn, which can't be imported"
+        raise DataError(f"{words} ({reason(error)}): python -m pip install scikit-learn") from error
     digits, labels = datasets.load_digits(return_X_y=True)
     images = digits.reshape(-1, 8, 8).repeat(3, axis=1).repeat(3, axis=2)
     images = normalize(np.pad(images * (255 / 16), ((0, 0), (2, 2), (2, 2))))
@@ -142,7 +155,7 @@ def load_digits() -> Dataset:
     return Dataset("digits", (train_images, train_labels), (images[1500:], labels[1500:]), "scikit-learn")
 
 
-def normalize(images: Array) -> Array:
+def normalize(images: np.ndarray) -> np.ndarray:
     """Return (p / 255 − 0.1307) / 0.3081, float32, for pixels p from 0 to 255, to the last bit as torchvision does."""
     pixels = images.astype(np.float32)
     pixels /= 255
@@ -151,49 +164,111 @@ def normalize(images: Array) -> Array:
     return pixels
 
 
-def one_hot(labels: Array, classes: int = 10) -> Array:
+def one_hot(labels: Any, classes: int = 10) -> np.ndarray:
     """Return targets (N, classes), float32, 1 at the label and 0 elsewhere, for labels (N,) from 0 to classes − 1."""
-    labels = np.asarray(labels)
-    if labels.ndim != 1:
-        raise ValueError(f"labels have shape {labels.shape}, but (N,) is wanted")
-    targets = labels[:, None] == np.arange(classes)
-    if np.count_nonzero(targets) != len(labels):
-        raise ValueError(f"labels are {labels.min()} to {labels.max()}, but integers 0 to {classes - 1} are wanted")
-    return targets.astype(np.float32)
+    return np.eye(classes, dtype=np.float32)[np.asarray(labels)]
 
 
-def initial_weights(rng: np.random.Generator, *shapes: tuple[int, int]) -> list[Array]:
-    """Return a float32 weight for each shape (fan_in, fan_out), uniform in ±1/√fan_in as in torch.nn.Linear."""
-    return [rng.uniform(-(shape[0] ** -0.5), shape[0] ** -0.5, shape).astype(np.float32) for shape in shapes]
+def moving_average(values: Sequence[float], window: int = WINDOW) -> np.ndarray:
+    """Return for each value the mean of the `window` values around it, of fewer, as many on each side, at the ends."""
+    steps = np.arange(len(values))
+    half = np.minimum(np.minimum(steps, steps[::-1]), window // 2)
+    sums = np.cumsum([0, *values])
+    return (sums[steps + half + 1] - sums[steps - half]) / (2 * half + 1)
 
 
-def moving_average(values: Sequence[float], window: int = WINDOW) -> Array:
-    """Return for each value the mean of the `window` values around it, or of those that there are at the ends."""
-    weights = np.ones(min(window, len(values)))
-    return np.convolve(values, weights, "same") / np.convolve(np.ones(len(values)), weights, "same")
+def picture_fault(path: str) -> str:
+    """Return why no picture can be saved to `path`, and "" where nothing speaks against it."""
+    from matplotlib.backend_bases import FigureCanvasBase  # 0.2 s that whoever only loads data does not wait for
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if not Path(path).parent.is_dir():
+        return f"but there is no folder {str(Path(path).parent)!r}"
+    return "" if Path(path).suffix[1:].lower() in kinds else f"expected one of the extensions {', '.join(kinds)}"
 
 
-def plot_curve(losses: Sequence[float], accuracies: Sequence[float], title: str, path: str) -> None:
-    """Save a picture of the loss of every step, its moving average, and the test accuracy of every epoch."""
-    import matplotlib.pyplot as plt  # 0.4 s: a run that ends in an error does not wait for it
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(2, 1), layout="constrained")
-    figure.suptitle(title)
-    left.plot(losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="each step")
-    left.plot(moving_average(losses), color="tab:blue", label=f"mean of {min(WINDOW, len(losses))} steps")
-    left.set(xlabel="step (one mini-batch)", ylabel="training loss (nats per image)", ylim=(0, None))
-    left.legend()
-    right.plot(accuracies, color="tab:orange", marker="o")
-    right.set(xlabel="epoch", ylabel="test accuracy (fraction)")
-    right.xaxis.get_major_locator().set_params(integer=True)
-    left.grid(alpha=0.3)
-    right.grid(alpha=0.3)
-    figure.savefig(path, dpi=120, format=Path(path).suffix[1:])  # without a format, a path "loss" would mean loss.png
+def most_certain_mistakes(y_pred: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Return at most `count` indices, the most certain first, where log-probabilities (N, 10) miss the labels (N,)."""
+    wrong = np.flatnonzero(y_pred.argmax(axis=1) != labels)
+    return wrong[np.argsort(-y_pred[wrong].max(axis=1), kind="stable")][:count]
 
 
-def show() -> None:
-    """Show the picture just saved in a window, where there is a display, and wait until it is closed."""
+def tile(images: np.ndarray, columns: int, below: int = 1, beside: int = 1) -> np.ndarray:
+    """Return images (N, 28, 28) as one, `columns` a row, with NaN, drawn as background, below and beside each."""
+    images = np.pad(images, ((0, -len(images) % columns), (0, below), (0, beside)), constant_values=np.nan)
+    height, width = images.shape[1:]
+    return images.reshape(-1, columns, height, width).swapaxes(1, 2).reshape(-1, columns * width)
+
+
+def draw_mistakes(ax: Any, y_pred: np.ndarray, images: np.ndarray, labels: np.ndarray, rows: int, columns: int) -> None:
+    """Draw the test images of which log-probabilities `y_pred` (N, 10) are most certain and wrong."""
+    mistakes = most_certain_mistakes(y_pred, labels, rows * columns)
+    ax.imshow(tile(images[mistakes].reshape(-1, 28, 28), columns, 18, 14), cmap="gray_r")
+    for place, i in enumerate(mistakes):
+        answer = y_pred[i].argmax()
+        words = f"{answer}: {np.exp(y_pred[i, answer]):.3f}\n{labels[i]}: {np.exp(y_pred[i, labels[i]]):.3f}"
+        ax.text(place % columns * 42 + 14, place // columns * 46 + 29, words, ha="center", va="top", fontsize=8)
+    ax.set_title("most certain mistakes: answer and label, with probabilities", fontsize=10)
+    ax.axis("off")
+
+
+def draw_weights(ax: Any, W1: np.ndarray, count: int = 32, columns: int = 8) -> None:
+    """Draw the `count` columns of W1 (784, d') of largest norm as images."""
+    largest = np.argsort(-np.linalg.norm(W1, axis=0), kind="stable")[:count]
+    images = W1[:784, largest].T.reshape(-1, 28, 28)
+    limit = abs(images).max()
+    ax.imshow(tile(images, columns), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    ax.set_title(f"what the first layer looks for: {len(images)} columns of W1 (red +, blue −)", fontsize=10)
+    ax.axis("off")
+
+
+def plot_curve(
+    losses: Sequence[float],
+    accuracies: Sequence[float] = (),
+    train_accuracies: Sequence[float] = (),
+    learned: tuple[Any, ...] = (),
+    title: str = "",
+    path: str = "loss.png",
+    show: bool = True,
+) -> Any:
+    """Save a picture of a run, show it in a window where there is a display, and return it as a closed Figure.
+
+    It has the loss of every step, the accuracies of every epoch and, for `learned` = (W1, log-probabilities, images,
+    labels of the test set), weights and mistakes. Raises OSError or ValueError where it can't be saved.
+    """
     import matplotlib.pyplot as plt
 
-    if plt.gcf().canvas.required_interactive_framework:
-        plt.show()
+    mistaken = learned and len(most_certain_mistakes(learned[1], learned[3], 1)) > 0
+    rows = ["LLLLAA" if len(accuracies) else "LLLLLL"] + (["WWWMMM" if mistaken else "WWWWWW"] if learned else [])
+    figure, axes = plt.subplot_mosaic("\n".join(rows), figsize=(10, 4 * len(rows)), layout="constrained")
+    figure.suptitle(title)
+    loss = axes["L"]
+    loss.plot(losses, color="tab:blue", alpha=0.3, linewidth=0.8, label=f"each step, {max(losses):.2f} at the most")
+    loss.plot(moving_average(losses), color="tab:blue", label=f"mean of {WINDOW} steps")
+    # Of a burst of losses, the legend tells the height: drawn in full, it would flatten the rest.
+    loss.set(xlabel="step (one mini-batch)", ylabel="training loss (nats per image)")
+    loss.set_ylim(0, 1.1 * max(losses[0], np.quantile(losses, 0.95)))
+    loss.legend()
+    loss.grid(alpha=0.3)
+    if len(accuracies):
+        ax = axes["A"]
+        ax.plot(train_accuracies, color="tab:gray", marker=".", label="training (first 10,000 images)")
+        ax.plot(accuracies, color="tab:orange", marker="o", label="test")
+        ax.set(xlabel="epoch", ylabel="accuracy (fraction)", xlim=(-0.5, len(accuracies) - 0.5))
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend()
+        ax.grid(alpha=0.3)
+    if learned:
+        draw_weights(axes["W"], learned[0])
+    if mistaken:
+        draw_mistakes(axes["M"], *learned[1:], rows=2, columns=4)
+    picture = io.BytesIO()
+    try:
+        figure.savefig(picture, dpi=120, format=Path(path).suffix[1:])
+        Path(path).write_bytes(picture.getvalue())
+        if show and figure.canvas.required_interactive_framework:
+            with contextlib.suppress(KeyboardInterrupt):  # as good a way as any to close the window
+                plt.show(block=True)
+    finally:
+        plt.close(figure)
+    return figure
