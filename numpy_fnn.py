@@ -2,9 +2,9 @@
 
 An operator's `forward` leaves in `memory` what its `backward` needs; `backward` takes G, the gradient of the loss with
 respect to the operator's output, and returns the gradient with respect to its inputs. ⊙ is the elementwise product, and
-the numbers in parentheses are those of docs/report.md. Operators keep the dtype of their inputs, float32 or float64.
-Arrays are remembered, not copied: what is given to a `forward` must not change until its `backward` is done.
-A call with wrong shapes raises ValueError, a backward without its forward RuntimeError.
+the numbers in parentheses are those of docs/report.md. Operators keep the dtype of their inputs, float32 or float64;
+arrays given to a `forward` are not copied and must not change until its `backward` is done. Wrong shapes raise
+ValueError, a backward before its forward RuntimeError.
 """
 
 from typing import Any, ClassVar
@@ -126,14 +126,10 @@ class NumpyLoss:
     L = −(1/N) Σ T ⊙ P  (5.1),  grad_p = −T / N  (5.2),  for predictions P and targets T
     """
 
-    def __init__(self) -> None:
-        self.target: np.ndarray | None = None
-
     def get_loss(self, pred: np.ndarray, target: np.ndarray) -> float:
         """Return the loss (5.1), in nats, of log-probabilities `pred` (N, C) against one-hot `target` (N, C)."""
-        check_shape("target of NumpyLoss.get_loss", target, pred.shape)
-        if pred.ndim != 2 or len(pred) == 0:
-            raise ValueError(f"pred of NumpyLoss.get_loss has shape {pred.shape}, expected (N, C) with N > 0")
+        if pred.ndim != 2 or len(pred) == 0 or target.shape != pred.shape:
+            raise ValueError(f"NumpyLoss has pred {pred.shape} and target {target.shape}, expected (N, C) with N > 0")
         # In pred's dtype: a float64 target would turn every gradient of a float32 model into float64.
         self.target = np.asarray(target, dtype=pred.dtype)
         # np.float64 is a Python float that also has the `item()` which the course's training loop calls.
@@ -141,7 +137,7 @@ class NumpyLoss:
 
     def backward(self) -> np.ndarray:
         """Return the gradient (5.2), shape (N, C), with respect to `pred`, in its dtype."""
-        if self.target is None:
+        if not hasattr(self, "target"):
             raise RuntimeError("NumpyLoss.backward was called before NumpyLoss.get_loss")
         return -self.target / len(self.target)
 
@@ -154,22 +150,19 @@ class NumpyModel:
     SHAPES : dict of str to tuple
         The shapes (d, d') of the weights. The hidden widths, 256 and 64, may be edited.
     W1, W2, W3 : array
-        The weights: drawn by `rng`, a generator or a seed, uniform in ±1/√d (9.1), float32; others, float32 or
-        float64, may be assigned.
-    log_grad, softmax_grad, x3_grad, relu_2_grad, x2_grad, relu_1_grad, x1_grad : array
-        Gradients of the loss with respect to the input of the operator (xᵢ is matmul_i's), left by `backward`.
-    W1_grad, W2_grad, W3_grad : array
-        Gradients of the loss with respect to the weights, left by `backward`.
+        The weights, float32, drawn by `rng`, a generator or a seed, uniform in ±1/√d (9.1), until others are assigned.
+    log_grad, softmax_grad, x3_grad, relu_2_grad, x2_grad, relu_1_grad, x1_grad, W1_grad, W2_grad, W3_grad : array
+        Gradients of the loss with respect to the operators' inputs (xᵢ is matmul_i's) and the weights, by `backward`.
     """
 
     SHAPES: ClassVar[dict[str, tuple[int, int]]] = {"W1": (784, 256), "W2": (256, 64), "W3": (64, 10)}
 
     def __init__(self, rng: np.random.Generator | int | None = None) -> None:
         rng = np.random.default_rng(rng)
-        self.W1, self.W2, self.W3 = (
+        weights: list[np.ndarray] = [
             rng.uniform(-(d**-0.5), d**-0.5, (d, width)).astype(np.float32) for d, width in self.SHAPES.values()
-        )
-        self.W1_grad: np.ndarray | None = None
+        ]
+        self.W1, self.W2, self.W3 = weights
         self.matmul_1, self.matmul_2, self.matmul_3 = Matmul(), Matmul(), Matmul()
         self.relu_1, self.relu_2 = Relu(), Relu()
         self.softmax, self.log = Softmax(), Log()
@@ -201,7 +194,7 @@ class NumpyModel:
 
     def optimize(self, learning_rate: float) -> None:
         """Take one step of SGD, W ← W − η grad (7.1), η the learning rate, with the gradients of the last backward."""
-        if self.W1_grad is None:
+        if not hasattr(self, "W1_grad"):
             raise RuntimeError("NumpyModel.optimize was called before NumpyModel.backward")
         rate = float(learning_rate)  # a NumPy float would turn float32 weights into float64
         # In this order NumPy adds into the memory of the product: an epoch is 11 % shorter than with W − rate · grad.
