@@ -83,7 +83,7 @@ def train(
 
     `train_set` and `rng` are mini_batch's; pairs are turned into arrays once. A hyperparameter left out is the constant
     above. A history given by the caller is filled as training goes, and so keeps what was done when an exception ends
-    it: FloatingPointError where the loss is not finite, or where no log-probability of an epoch's last batch would be.
+    it: FloatingPointError where the loss is not finite, or would not be after an epoch's last step.
     """
     epoch_number = EPOCH_NUMBER if epoch_number is None else epoch_number
     batch_size = BATCH_SIZE if batch_size is None else batch_size
@@ -91,7 +91,7 @@ def train(
     history = history or History()
     rng = np.random.default_rng(rng)
     train_images, train_labels = as_arrays(train_set)
-    numpy_loss = NumpyLoss()
+    numpy_loss, advice = NumpyLoss(), f"at learning rate {learning_rate}; {ADVICE}"
     for epoch in range(epoch_number):
         start = time.perf_counter()
         for x, labels in mini_batch((train_images, train_labels), batch_size, rng):
@@ -99,14 +99,14 @@ def train(
             loss = numpy_loss.get_loss(y_pred, one_hot(labels))
             if not math.isfinite(loss):
                 raise FloatingPointError(
-                    f"the loss is not finite in epoch {epoch}, step {len(history.losses)}; {ADVICE}"
+                    f"the loss is not finite in epoch {epoch}, step {len(history.losses)}, {advice}"
                 )
             history.losses.append(loss)
             model.backward(numpy_loss.backward(), needs_input_grad=False)
             model.optimize(learning_rate)
         history.seconds.append(time.perf_counter() - start)
         if not np.isfinite(model.forward(x)).all():  # what the last step did, no loss of this epoch shows
-            raise FloatingPointError(f"the loss is not finite after epoch {epoch}; {ADVICE}")
+            raise FloatingPointError(f"the loss is not finite after epoch {epoch}, {advice}")
         history.accuracies.append(evaluate(model, *test_set))
         history.train_accuracies.append(evaluate(model, train_images[:10000], train_labels[:10000]))
         print(f"[{epoch}] Accuracy: {history.accuracies[-1]:.4f}", flush=True)
@@ -122,9 +122,11 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=str(BATCH_SIZE), help="images a step")
     parser.add_argument("--learning-rate", type=float, default=str(LEARNING_RATE), help="factor of the gradient")
     parser.add_argument("--seed", type=int, default=str(SEED), help="seed of weights and shuffles")
-    parser.add_argument("--dataset", choices=DATASETS, default=argparse.SUPPRESS, help=f"(default: {DATASET})")
-    parser.add_argument("--data-dir", default=DATA_DIR, help="folder of the data sets, missing ones are downloaded to")
-    parser.add_argument("--plot", default=PLOT, help="where to save the picture, such as a .png, .pdf or .svg")
+    parser.add_argument(
+        "--dataset", choices=DATASETS, default=argparse.SUPPRESS, help=f"what to learn (default: {DATASET})"
+    )
+    parser.add_argument("--data-dir", default=str(DATA_DIR), help="folder of the data sets, also for downloads")
+    parser.add_argument("--plot", default=str(PLOT), help="where to save the picture, such as a .png, .pdf or .svg")
     options = parser.parse_args(arguments)
     for name in ("epoch_number", "batch_size", "learning_rate"):
         if not 0 < (value := getattr(options, name)) < math.inf:

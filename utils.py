@@ -157,11 +157,7 @@ def load_digits() -> Dataset:
 
 def normalize(images: np.ndarray) -> np.ndarray:
     """Return (p / 255 − 0.1307) / 0.3081, float32, for pixels p from 0 to 255, to the last bit as torchvision does."""
-    pixels = images.astype(np.float32)
-    pixels /= 255
-    pixels -= 0.1307
-    pixels /= 0.3081
-    return pixels
+    return (images.astype(np.float32) / 255 - 0.1307) / 0.3081
 
 
 def one_hot(labels: Any, classes: int = 10) -> np.ndarray:
@@ -179,46 +175,41 @@ def moving_average(values: Sequence[float], window: int = WINDOW) -> np.ndarray:
 
 def picture_fault(path: str) -> str:
     """Return why no picture can be saved to `path`, and "" where nothing speaks against it."""
-    from matplotlib.backend_bases import FigureCanvasBase  # 0.2 s that whoever only loads data does not wait for
+    from matplotlib.backend_bases import FigureCanvasBase  # whoever only loads data does not wait for it
 
-    kinds = FigureCanvasBase.get_supported_filetypes()
     if not Path(path).parent.is_dir():
-        return f"but there is no folder {str(Path(path).parent)!r}"
+        return f"but {Path(path).parent} is not a folder"
+    kinds = FigureCanvasBase.get_supported_filetypes()
     return "" if Path(path).suffix[1:].lower() in kinds else f"expected one of the extensions {', '.join(kinds)}"
-
-
-def most_certain_mistakes(y_pred: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Return at most `count` indices, the most certain first, where log-probabilities (N, 10) miss the labels (N,)."""
-    wrong = np.flatnonzero(y_pred.argmax(axis=1) != labels)
-    return wrong[np.argsort(-y_pred[wrong].max(axis=1), kind="stable")][:count]
 
 
 def tile(images: np.ndarray, columns: int, below: int = 1, beside: int = 1) -> np.ndarray:
     """Return images (N, 28, 28) as one, `columns` a row, with NaN, drawn as background, below and beside each."""
     images = np.pad(images, ((0, -len(images) % columns), (0, below), (0, beside)), constant_values=np.nan)
-    height, width = images.shape[1:]
+    _, height, width = images.shape
     return images.reshape(-1, columns, height, width).swapaxes(1, 2).reshape(-1, columns * width)
 
 
-def draw_mistakes(ax: Any, y_pred: np.ndarray, images: np.ndarray, labels: np.ndarray, rows: int, columns: int) -> None:
-    """Draw the test images of which log-probabilities `y_pred` (N, 10) are most certain and wrong."""
-    mistakes = most_certain_mistakes(y_pred, labels, rows * columns)
-    ax.imshow(tile(images[mistakes].reshape(-1, 28, 28), columns, 18, 14), cmap="gray_r")
-    for place, i in enumerate(mistakes):
-        answer = y_pred[i].argmax()
-        words = f"{answer}: {np.exp(y_pred[i, answer]):.3f}\n{labels[i]}: {np.exp(y_pred[i, labels[i]]):.3f}"
-        ax.text(place % columns * 42 + 14, place // columns * 46 + 29, words, ha="center", va="top", fontsize=8)
-    ax.set_title("most certain mistakes: answer and label, with probabilities", fontsize=10)
+def draw_weights(ax: Any, W1: np.ndarray) -> None:
+    """Draw the 32 columns of W1 (784, d') of largest norm as images, on one color scale around 0."""
+    images = W1[:784, np.argsort(-np.linalg.norm(W1, axis=0))[:32]].T.reshape(-1, 28, 28)
+    limit = abs(images).max()
+    ax.imshow(tile(images, 8), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    ax.set_title(f"What the first layer looks for: {len(images)} columns of W1\n(red above 0, blue below)", fontsize=10)
     ax.axis("off")
 
 
-def draw_weights(ax: Any, W1: np.ndarray, count: int = 32, columns: int = 8) -> None:
-    """Draw the `count` columns of W1 (784, d') of largest norm as images."""
-    largest = np.argsort(-np.linalg.norm(W1, axis=0), kind="stable")[:count]
-    images = W1[:784, largest].T.reshape(-1, 28, 28)
-    limit = abs(images).max()
-    ax.imshow(tile(images, columns), cmap="RdBu_r", vmin=-limit, vmax=limit)
-    ax.set_title(f"what the first layer looks for: {len(images)} columns of W1 (red +, blue −)", fontsize=10)
+def draw_mistakes(ax: Any, y_pred: np.ndarray, images: np.ndarray, labels: np.ndarray, rows: int, columns: int) -> None:
+    """Draw the test images of which log-probabilities `y_pred` (N, 10) are wrong and most certain."""
+    answers = y_pred.argmax(axis=1)
+    wrong = np.flatnonzero(answers != labels)
+    worst = wrong[np.argsort(-y_pred[wrong, answers[wrong]], kind="stable")][: rows * columns]
+    ax.imshow(tile(images[worst].reshape(-1, 28, 28), columns, below=16, beside=14), cmap="gray_r")
+    for place, i in enumerate(worst):
+        said, true = (f"{digit}: {np.exp(y_pred[i, digit]):.3f}" for digit in (answers[i], labels[i]))
+        x, y = place % columns * 42 + 14, place // columns * 44 + 29
+        ax.text(x, y, f"taken for {said}\nlabeled {true}", ha="center", va="top", fontsize=8)
+    ax.set_title("Most certain of a wrong answer, with probabilities\n(test images)", fontsize=10)
     ax.axis("off")
 
 
@@ -231,38 +222,39 @@ def plot_curve(
     path: str = "loss.png",
     show: bool = True,
 ) -> Any:
-    """Save a picture of a run, show it in a window where there is a display, and return it as a closed Figure.
+    """Save a picture of a run, show it in a window where there is a display, and return it, a closed Figure.
 
-    It has the loss of every step, the accuracies of every epoch and, for `learned` = (W1, log-probabilities, images,
+    It has the loss of every step, the accuracies of every epoch and, of `learned` = (W1, log-probabilities, images and
     labels of the test set), weights and mistakes. Raises OSError or ValueError where it can't be saved.
     """
     import matplotlib.pyplot as plt
 
-    mistaken = learned and len(most_certain_mistakes(learned[1], learned[3], 1)) > 0
-    rows = ["LLLLAA" if len(accuracies) else "LLLLLL"] + (["WWWMMM" if mistaken else "WWWWWW"] if learned else [])
-    figure, axes = plt.subplot_mosaic("\n".join(rows), figsize=(10, 4 * len(rows)), layout="constrained")
+    mistaken = len(learned) > 0 and (learned[1].argmax(axis=1) != learned[3]).any()
+    panels = ["LLLLAA" if len(accuracies) else "LLLLLL"] + (["WWWMMM" if mistaken else "WWWWWW"] if learned else [])
+    size, heights = ((10, 7), (4, 3)) if learned else ((10, 4), (1,))
+    figure, axes = plt.subplot_mosaic("\n".join(panels), figsize=size, height_ratios=heights, layout="constrained")
     figure.suptitle(title)
-    loss = axes["L"]
-    loss.plot(losses, color="tab:blue", alpha=0.3, linewidth=0.8, label=f"each step, {max(losses):.2f} at the most")
-    loss.plot(moving_average(losses), color="tab:blue", label=f"mean of {WINDOW} steps")
-    # Of a burst of losses, the legend tells the height: drawn in full, it would flatten the rest.
-    loss.set(xlabel="step (one mini-batch)", ylabel="training loss (nats per image)")
-    loss.set_ylim(0, 1.1 * max(losses[0], np.quantile(losses, 0.95)))
-    loss.legend()
-    loss.grid(alpha=0.3)
+    marker = "." if len(losses) < WINDOW else ""  # the line of a single step could not be seen
+    label = f"each step (highest: {max(losses):.2f})"
+    axes["L"].plot(losses, color="tab:blue", alpha=0.3, linewidth=0.8, marker=marker, label=label)
+    axes["L"].plot(moving_average(losses), color="tab:blue", label=f"mean of up to {WINDOW} steps")
+    axes["L"].set(xlabel="step (one mini-batch)", ylabel="training loss (nats per image)")
+    # A burst of losses, drawn in full, would flatten the rest: the legend tells its height.
+    axes["L"].set_ylim(0, 1.1 * max(losses[0], np.quantile(losses, 0.95)))
+    axes["L"].legend()
     if len(accuracies):
-        ax = axes["A"]
-        ax.plot(train_accuracies, color="tab:gray", marker=".", label="training (first 10,000 images)")
-        ax.plot(accuracies, color="tab:orange", marker="o", label="test")
-        ax.set(xlabel="epoch", ylabel="accuracy (fraction)", xlim=(-0.5, len(accuracies) - 0.5))
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend()
+        axes["A"].plot(train_accuracies, color="tab:gray", marker=".", label="training (first 10,000)")
+        axes["A"].plot(accuracies, color="tab:orange", marker="o", label="test")
+        axes["A"].set(xlabel="epoch", ylabel="accuracy (fraction)")
+        axes["A"].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    for ax in axes.values():
         ax.grid(alpha=0.3)
+        ax.locator_params(axis="x", integer=True, min_n_ticks=1)
     if learned:
         draw_weights(axes["W"], learned[0])
     if mistaken:
-        draw_mistakes(axes["M"], *learned[1:], rows=2, columns=4)
-    picture = io.BytesIO()
+        draw_mistakes(axes["M"], learned[1], learned[2], learned[3], 2, 4)
+    picture = io.BytesIO()  # written as a whole, so that a disk that is full is an error in every format
     try:
         figure.savefig(picture, dpi=120, format=Path(path).suffix[1:])
         Path(path).write_bytes(picture.getvalue())
