@@ -157,7 +157,11 @@ def load_digits() -> Dataset:
 
 def normalize(images: np.ndarray) -> np.ndarray:
     """Return (p / 255 − 0.1307) / 0.3081, float32, for pixels p from 0 to 255, to the last bit as torchvision does."""
-    return (images.astype(np.float32) / 255 - 0.1307) / 0.3081
+    pixels = images.astype(np.float32)
+    pixels /= 255  # in place: as one expression, it takes 180 MB more for the training images
+    pixels -= 0.1307
+    pixels /= 0.3081
+    return pixels
 
 
 def one_hot(labels: Any, classes: int = 10) -> np.ndarray:
@@ -177,7 +181,7 @@ def picture_fault(path: str) -> str:
     """Return why no picture can be saved to `path`, and "" where nothing speaks against it."""
     from matplotlib.backend_bases import FigureCanvasBase  # whoever only loads data does not wait for it
 
-    if not Path(path).parent.is_dir():
+    if not os.path.isdir(Path(path).parent):
         return f"but {Path(path).parent} is not a folder"
     kinds = FigureCanvasBase.get_supported_filetypes()
     return "" if Path(path).suffix[1:].lower() in kinds else f"expected one of the extensions {', '.join(kinds)}"
