@@ -234,7 +234,7 @@ def plot_curve(
     import matplotlib.pyplot as plt
 
     mistaken = len(learned) > 0 and (learned[1].argmax(axis=1) != learned[3]).any()
-    panels = ["LLLLAA" if len(accuracies) else "LLLLLL"] + (["WWWMMM" if mistaken else "WWWWWW"] if learned else [])
+    panels = ["LLLLAA" if len(accuracies) else "LLLLLL"] + (["WWWMMM" if mistaken else "WWW..."] if learned else [])
     size, heights = ((10, 7), (4, 3)) if learned else ((10, 4), (1,))
     figure, axes = plt.subplot_mosaic("\n".join(panels), figsize=size, height_ratios=heights, layout="constrained")
     figure.suptitle(title)
