@@ -1,17 +1,22 @@
-"""Data sets for the tests: small ones they write themselves, and the real MNIST where it is found."""
+"""One thread for the tests, and their data sets: small ones they write themselves, and the real MNIST where it is."""
 
 import os
 import struct
 from pathlib import Path
 
+# Beside other busy programs, threads that wait for each other take five times as long. NumPy and torch look at start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("VECLIB_MAXIMUM_THREADS", "1")
+
 import numpy as np
 import pytest
 
-from numpy_fnn import Array
 from utils import FILES, Dataset, load_dataset
 
 
-def idx(array: Array) -> bytes:
+def idx(array: np.ndarray) -> bytes:
     """Return the bytes of an IDX file of a uint8 array."""
     return struct.pack(f">2x2B{array.ndim}I", 8, array.ndim, *array.shape) + array.tobytes()
 
@@ -48,4 +53,4 @@ def mnist() -> Dataset:
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
     """Return scikit-learn's digits."""
-    return load_dataset("digits", "")
+    return load_dataset("digits")
