@@ -1,16 +1,19 @@
-"""Data sets and their faults, one-hot targets, initial weights and the picture."""
+"""Targets, averages, the picture of a run, data sets and their faults."""
 
 import functools
 import gzip
 import hashlib
 import http.server
+import os
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,11 +22,168 @@ import torch
 import torchvision
 from torchvision import transforms
 
-import utils
 from tests.conftest import idx
-from utils import FILES, DataError, Dataset, DownloadError, initial_weights, load_dataset, moving_average, one_hot
+from utils import (
+    DATASETS,
+    FILES,
+    DataError,
+    Dataset,
+    load_dataset,
+    most_certain_mistakes,
+    moving_average,
+    one_hot,
+    plot_curve,
+)
 
 TRAIN_IMAGES, TRAIN_LABELS = FILES[:2]
+
+
+def test_one_hot() -> None:
+    targets = one_hot(np.array([2, 0, 9], np.uint8))
+    assert targets.dtype == np.float32
+    np.testing.assert_array_equal(targets, np.eye(10)[[2, 0, 9]])
+    np.testing.assert_array_equal(one_hot(torch.tensor([1, 0]), 2), [[0, 1], [1, 0]])
+    with pytest.raises(IndexError):
+        one_hot([10])
+
+
+def test_moving_average_starts_and_ends_where_the_values_do() -> None:
+    np.testing.assert_allclose(moving_average([1, 2, 3, 7, 8], 3), [1, 2, 4, 6, 8])
+    np.testing.assert_allclose(moving_average([1, 3, 5, 4, 9], 99), [1, 3, 4.4, 6, 9])
+    assert moving_average([5.0] * 80) == pytest.approx(np.full(80, 5))
+
+
+def test_most_certain_mistakes_come_first() -> None:
+    y_pred = np.log([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+    labels = np.array([1, 1, 0, 1])
+    assert most_certain_mistakes(y_pred, labels, 9).tolist() == [1, 2, 0]
+    assert most_certain_mistakes(y_pred, labels, 2).tolist() == [1, 2]
+
+
+# ---- the picture of a run
+
+
+def panels(figure: Any) -> dict[str, Any]:
+    """Return the panels of a picture by the beginnings of what they say they show."""
+    return {(ax.get_ylabel() or ax.get_title()).split(" (")[0].split(":")[0]: ax for ax in figure.axes}
+
+
+def learned(mistakes: int, width: int = 40) -> tuple[np.ndarray, ...]:
+    """Return weights (784, width), log-probabilities, images and labels of 20 test images, so many of them wrong."""
+    rng = np.random.default_rng(0)
+    y_pred = np.log(rng.dirichlet(np.ones(10), 20))
+    labels = (y_pred.argmax(axis=1) + (np.arange(20) < mistakes)) % 10
+    return rng.standard_normal((784, width)), y_pred, rng.standard_normal((20, 28, 28)), labels
+
+
+def test_picture_shows_losses_and_accuracies_with_units(tmp_path: Path) -> None:
+    path = tmp_path / "lös s.png"
+    losses = np.linspace(2.3, 0.1, 200).tolist()
+    figure = plot_curve(losses, [0.9, 0.95], [0.91, 0.97], title="MNIST: a title", path=str(path))
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert plt.get_fignums() == []
+    assert figure.get_suptitle() == "MNIST: a title"
+    loss, accuracy = figure.axes
+    np.testing.assert_array_equal(loss.lines[0].get_ydata(), losses)
+    np.testing.assert_allclose(loss.lines[1].get_ydata(), moving_average(losses))
+    assert loss.get_ylim()[0] == 0
+    assert (loss.get_xlabel(), loss.get_ylabel()) == ("step (one mini-batch)", "training loss (nats per image)")
+    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("epoch", "accuracy (fraction)")
+    lines = {line.get_label(): line.get_xydata().tolist() for line in accuracy.lines}
+    assert lines == {"test": [[0, 0.9], [1, 0.95]], "training (first 10,000 images)": [[0, 0.91], [1, 0.97]]}
+    assert [text.get_text() for text in loss.get_legend().get_texts()][1] == "mean of 51 steps"
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 10, 30])
+def test_epochs_are_counted_in_whole_numbers_from_0(epochs: int, tmp_path: Path) -> None:
+    accuracies = [0.9] * epochs
+    figure = plot_curve([1.0] * epochs, accuracies, accuracies, path=str(tmp_path / "loss.png"))
+    low, high = figure.axes[1].get_xlim()
+    ticks = [tick for tick in figure.axes[1].get_xticks() if low <= tick <= high]
+    assert ticks
+    assert set(ticks) <= set(range(epochs))
+
+
+def test_burst_of_losses_does_not_flatten_the_rest(tmp_path: Path) -> None:
+    losses = np.linspace(2.3, 0.1, 500)
+    losses[300:310] = 27.6
+    loss = plot_curve(losses.tolist(), path=str(tmp_path / "loss.png")).axes[0]
+    assert 2.3 <= loss.get_ylim()[1] < 3
+    assert "27.60" in loss.get_legend().get_texts()[0].get_text()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "run", "expected"),
+    [
+        pytest.param(0, (), ["training loss"], id="losses alone"),
+        pytest.param(0, learned(3), ["training loss", "WEIGHTS", "MISTAKES"], id="interrupted in the first epoch"),
+        pytest.param(1, learned(0), ["training loss", "accuracy", "WEIGHTS"], id="nothing wrong"),
+        pytest.param(1, learned(1), ["training loss", "accuracy", "WEIGHTS", "MISTAKES"], id="one mistake"),
+        pytest.param(2, learned(20, 8), ["training loss", "accuracy", "WEIGHTS", "MISTAKES"], id="few weights"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_no_panel_is_empty_and_the_loss_is_the_largest(
+    epochs: int, run: tuple[np.ndarray, ...], expected: list[str], tmp_path: Path
+) -> None:
+    titles = {"WEIGHTS": "what the first layer looks for", "MISTAKES": "most certain mistakes"}
+    figure = plot_curve([2.3], [0.5] * epochs, [0.5] * epochs, run, path=str(tmp_path / "loss.png"))
+    assert list(panels(figure)) == [titles.get(name, name) for name in expected]
+    assert all(ax.has_data() for ax in figure.axes)
+    areas = [ax.get_position().width * ax.get_position().height for ax in figure.axes]
+    assert areas[0] == max(areas)
+
+
+def test_picture_shows_the_largest_weights_and_the_most_certain_mistakes(tmp_path: Path) -> None:
+    W1, y_pred, images, labels = run = learned(20)
+    shown = panels(plot_curve([2.3], learned=run, path=str(tmp_path / "loss.png")))
+    drawn = shown["what the first layer looks for"].images[0]
+    largest = np.argsort(-(W1**2).sum(axis=0))
+    for place, column in ((0, 0), (1, 1), (8, 8), (31, 31)):
+        row, across = place // 8 * 29, place % 8 * 29
+        tile = drawn.get_array()[row : row + 28, across : across + 28]
+        np.testing.assert_array_equal(tile, W1[:, largest[column]].reshape(28, 28))
+    assert drawn.get_array().shape == (4 * 29, 8 * 29)
+    assert drawn.get_clim()[0] == -drawn.get_clim()[1]
+    mistakes = shown["most certain mistakes"]
+    first = most_certain_mistakes(y_pred, labels, 1)[0]
+    np.testing.assert_array_equal(mistakes.images[0].get_array()[:28, :28], images[first])
+    answer, label = y_pred[first].argmax(), labels[first]
+    words = f"{answer}: {np.exp(y_pred[first, answer]):.3f}\n{label}: {np.exp(y_pred[first, label]):.3f}"
+    assert mistakes.texts[0].get_text() == words
+    assert len(mistakes.texts) == 8
+
+
+def test_window_is_shown_where_there_is_a_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[list[int]] = []
+
+    def interrupted_show(block: bool) -> None:
+        shown.append(plt.get_fignums())
+        raise KeyboardInterrupt  # Ctrl-C in the terminal, which ends the run as closing the window does
+
+    monkeypatch.setattr(plt, "show", interrupted_show)
+    path = str(tmp_path / "loss.png")
+    plot_curve([2.3], path=path)
+    monkeypatch.setattr("matplotlib.backend_bases.FigureCanvasBase.required_interactive_framework", "some")
+    plot_curve([2.3], path=path, show=False)
+    assert shown == []
+    plot_curve([2.3], path=path)
+    assert len(shown) == 1
+    assert len(shown[0]) == 1
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full, a disk that is always full, is Linux's")
+@pytest.mark.parametrize("extension", ["png", "jpg", "PDF"])
+def test_picture_on_a_full_disk_is_an_error(extension: str, tmp_path: Path) -> None:
+    path = tmp_path / f"loss.{extension}"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        plot_curve([2.3], path=str(path))
+    assert plt.get_fignums() == []
+
+
+# ---- data sets in place
 
 
 def test_files_in_place_are_read_and_normalized_as_torchvision_does(data_dir: Path) -> None:
@@ -32,9 +192,23 @@ def test_files_in_place_are_read_and_normalized_as_torchvision_does(data_dir: Pa
     for train, (images, labels) in ((True, dataset.train), (False, dataset.test)):
         expected = torchvision.datasets.MNIST(str(data_dir), train=train, transform=transform)
         assert images.dtype == np.float32
+        assert labels.dtype == np.uint8
         np.testing.assert_array_equal(images, np.stack([np.asarray(image[0]) for image, _ in expected]))
         np.testing.assert_array_equal(labels, expected.targets)
+        assert images.flags.writeable
+        assert labels.flags.writeable
     assert (dataset.name, dataset.source) == ("MNIST", str(data_dir / "MNIST" / "raw"))
+
+
+def test_compressed_files_are_read_as_they_are(data_dir: Path) -> None:
+    expected, raw = load_dataset("MNIST", str(data_dir)), data_dir / "MNIST" / "raw"
+    for name in FILES:
+        (raw / name).write_bytes(gzip.compress((raw / name).read_bytes()))  # without .gz, as some browsers save it
+    for name in FILES[1:]:
+        (raw / name).rename(raw / f"{name}.gz")
+    dataset = load_dataset("MNIST", str(data_dir))
+    np.testing.assert_equal((dataset.train, dataset.test), (expected.train, expected.test))
+    assert sorted(path.name for path in raw.iterdir()) == sorted([FILES[0], *(f"{name}.gz" for name in FILES[1:])])
 
 
 def test_files_in_place_need_neither_torch_nor_torchvision_nor_sklearn(data_dir: Path) -> None:
@@ -42,19 +216,12 @@ def test_files_in_place_need_neither_torch_nor_torchvision_nor_sklearn(data_dir:
 import sys
 sys.modules.update(dict.fromkeys(("torch", "torchvision", "sklearn")))  # importing them is now an error
 from numpy_mnist import main
-sys.exit(main(sys.argv[1:]))
+sys.exit(main())
 """
-    arguments = ["--data-dir", str(data_dir), "--plot", str(data_dir / "loss.png")]
-    run = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", program, "--data-dir", str(data_dir), "--plot", str(data_dir / "loss.png")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert len(re.findall(r"^\[\d\] Accuracy: 0\.\d{4}$", run.stdout, re.MULTILINE)) == 3
-
-
-def test_all_three_data_sets_have_folders_of_their_own(data_dir: Path) -> None:
-    for name in ("FashionMNIST", "KMNIST"):
-        (data_dir / "MNIST").rename(data_dir / name)
-        assert load_dataset(name, str(data_dir)).name == name
-        (data_dir / name).rename(data_dir / "MNIST")
 
 
 def test_digits_train_in_all_shifts_and_test_by_other_writers(digits: Dataset) -> None:
@@ -62,24 +229,15 @@ def test_digits_train_in_all_shifts_and_test_by_other_writers(digits: Dataset) -
 
     original, labels = datasets.load_digits(return_X_y=True)
     (train_images, train_labels), (test_images, test_labels) = digits.train, digits.test
-    assert train_images.shape == (37500, 28, 28)
-    assert test_images.shape == (297, 28, 28)
-    assert train_images.dtype == test_images.dtype == np.float32
-    np.testing.assert_array_equal(test_labels, labels[1500:])
+    assert {a.dtype for a in (train_images, test_images)} == {np.dtype(np.float32)}
+    assert {a.dtype for a in (train_labels, test_labels)} == {np.dtype(np.uint8)}
     np.testing.assert_array_equal(train_labels, np.tile(labels[:1500], 25))
-
-    pixels = np.rint((test_images * 0.3081 + 0.1307) * 16).astype(int)
-    np.testing.assert_array_equal(pixels[:, 2:-2, 2:-2][:, 1::3, 1::3].reshape(297, 64), original[1500:])
-    np.testing.assert_array_equal(pixels[:, 2:-2, 2:-2][:, ::3, ::3], pixels[:, 2:-2, 2:-2][:, 2::3, 2::3])
-    border = pixels.copy()
-    border[:, 2:-2, 2:-2] = 0
-    assert not border.any()
-
-    shifts = train_images.reshape(25, 1500, 28, 28)[:, 7]
-    middle = shifts[12]
-    assert len({shift.tobytes() for shift in shifts}) == 25
-    for shift, image in zip([(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)], shifts, strict=True):
-        np.testing.assert_array_equal(image, np.roll(middle, shift, (0, 1)))
+    np.testing.assert_array_equal(test_labels, labels[1500:])
+    framed = np.pad(np.kron(original.reshape(-1, 8, 8), np.ones((3, 3))), ((0, 0), (2, 2), (2, 2))) / 16
+    np.testing.assert_allclose(test_images * 0.3081 + 0.1307, framed[1500:], atol=1e-6)
+    shifts = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
+    for shift, images in zip(shifts, train_images.reshape(25, 1500, 28, 28), strict=True):
+        np.testing.assert_allclose(images * 0.3081 + 0.1307, np.roll(framed[:1500], shift, (1, 2)), atol=1e-6)
 
 
 # ---- the download, from a server that stands in for the real ones
@@ -94,158 +252,214 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path, contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Serve the four files, compressed, as torchvision's MNIST; return the folder that is served."""
+    """Serve the files of each data set, compressed, told apart by the last label; return the folder that is served."""
     folder = tmp_path / "served"
-    folder.mkdir()
-    resources = []
-    for name, content in contents.items():
-        compressed = gzip.compress(content)
-        (folder / f"{name}.gz").write_bytes(compressed)
-        resources.append((f"{name}.gz", hashlib.md5(compressed).hexdigest()))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))) as httpd:
-        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{httpd.server_port}/"])
-        monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
+    handler = functools.partial(Handler, directory=str(folder))
+    # What is moved into place from a folder elsewhere fails where that is another file system: here, anywhere else.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        for number, name in enumerate(("MNIST", "FashionMNIST", "KMNIST")):
+            (folder / name).mkdir(parents=True)
+            resources = []
+            for file, content in contents.items():
+                compressed = gzip.compress(content[:-1] + bytes([number]))
+                (folder / name / f"{file}.gz").write_bytes(compressed)
+                resources.append((f"{file}.gz", hashlib.md5(compressed).hexdigest()))
+            source = getattr(torchvision.datasets, name)
+            monkeypatch.setattr(source, "mirrors", [f"http://127.0.0.1:{httpd.server_port}/{name}/"])
+            monkeypatch.setattr(source, "resources", resources)
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        socket.setdefaulttimeout(33)
         yield folder
+        timeout = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(None)
         httpd.shutdown()
+    assert timeout == 33, "the download left its own timeout behind"
 
 
 def files_below(folder: Path) -> set[str]:
-    """Return the names of all files and folders below `folder`, and none where it does not exist."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    """Return the names of all files and folders below `folder`."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", DATASETS[:3])
+def test_each_data_set_is_downloaded_once_into_a_folder_of_its_own(name: str, server: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        dataset = load_dataset(name, str(tmp_path / "new"))
+        assert dataset.name == name
+        assert dataset.train[1].tolist()[-1] == dataset.test[1].tolist()[-1] == DATASETS.index(name)
+        for file in (server / name).iterdir():
+            file.unlink()
+    expected = {name, f"{name}/raw", *(f"{name}/raw/{file}" for file in FILES)}
+    assert files_below(tmp_path / "new") == expected
 
 
 def test_missing_files_are_downloaded_and_the_others_left_alone(
-    server: Path, tmp_path: Path, contents: dict[str, bytes]
+    server: Path, data_dir: Path, contents: dict[str, bytes]
 ) -> None:
-    raw = tmp_path / "new" / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    own = bytearray(contents[TRAIN_LABELS])
-    own[-1] = 0
-    (raw / TRAIN_LABELS).write_bytes(own)
-    dataset = load_dataset("MNIST", str(tmp_path / "new"))
-    assert len(dataset.train[1]) == 30
-    assert (raw / TRAIN_LABELS).read_bytes() == own
-    assert files_below(tmp_path / "new") == {"MNIST", "MNIST/raw", *(f"MNIST/raw/{name}" for name in FILES)}
-    assert socket.getdefaulttimeout() is None
-
-
-def test_any_missing_file_is_downloaded_within_timeouts(
-    server: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    timeouts = []
-    download = torchvision.datasets.MNIST.download
-
-    def watched(self: object) -> None:
-        timeouts.append(socket.getdefaulttimeout())
-        download(self)
-
-    monkeypatch.setattr(torchvision.datasets.MNIST, "download", watched)
+    raw = data_dir / "MNIST" / "raw"
     for name in FILES:
-        (data_dir / "MNIST" / "raw" / name).unlink()
+        (raw / name).unlink()
         assert len(load_dataset("MNIST", str(data_dir)).test[1]) == 20
-    assert timeouts == [10] * 4
+        assert [file for file in FILES if (raw / file).read_bytes() != contents[file]] == [name]
+        (raw / name).write_bytes(contents[name])
 
 
-@pytest.mark.parametrize("fault", ["missing", "corrupt", "no server"])
+@pytest.mark.parametrize("fault", ["missing", "cut short", "one pixel changed", "no server"])
 def test_failed_download_is_a_sentence_and_leaves_no_file(
-    server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+    fault: str, server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    last = server / f"{FILES[3]}.gz"
+    last = server / "MNIST" / f"{FILES[3]}.gz"
     if fault == "missing":
         last.unlink()
-    elif fault == "corrupt":
+    elif fault == "cut short":
         last.write_bytes(last.read_bytes()[:-1])
+    elif fault == "one pixel changed":
+        content = bytearray(gzip.decompress(last.read_bytes()))
+        content[-1] ^= 1
+        last.write_bytes(gzip.compress(content))
     else:
         monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:1/"])
-    with pytest.raises(DownloadError) as caught:
+    raw = tmp_path / "new" / "MNIST" / "raw"
+    missing = FILES if fault == "missing" else FILES[1:]
+    if missing != FILES:
+        raw.mkdir(parents=True)
+        (raw / FILES[0]).write_bytes(b"")
+    before = files_below(tmp_path / "new") | {"MNIST", "MNIST/raw"}
+    with pytest.raises(DataError) as caught:
         load_dataset("MNIST", str(tmp_path / "new"))
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("MNIST could not be downloaded (")
-    assert message.endswith(f"put its four files {', '.join(FILES)}, uncompressed, into {tmp_path}/new/MNIST/raw")
-    assert files_below(tmp_path / "new") == {"MNIST", "MNIST/raw"}
+    assert message.endswith(f"; to use it, put {', '.join(missing)}, each unpacked or as a .gz, into {raw}")
+    assert files_below(tmp_path / "new") == before
 
 
 def test_interrupted_download_leaves_no_file(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts = []
+
     def interrupt(*_: object) -> None:
+        timeouts.append(socket.getdefaulttimeout())
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "_load_data", interrupt)  # all four are extracted by then
     with pytest.raises(KeyboardInterrupt):
         load_dataset("MNIST", str(tmp_path / "new"))
+    assert timeouts == [10]
     assert files_below(tmp_path / "new") == {"MNIST", "MNIST/raw"}
 
 
-def test_without_torchvision_and_scikit_learn_a_sentence_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+# ---- what can't be had
+
+
+def test_unknown_data_set_is_a_sentence() -> None:
+    with pytest.raises(DataError, match=r"^the data set 'mnist' is not one of MNIST, FashionMNIST, KMNIST, digits$"):
+        load_dataset("mnist")
+
+
+def test_without_torchvision_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(DownloadError, match=r"^MNIST could not be downloaded .*torchvision"):
+    with pytest.raises(DataError, match=r"^MNIST could not be downloaded .*torchvision"):
         load_dataset("MNIST", str(tmp_path))
-    with pytest.raises(DataError, match="the digits data set needs scikit-learn"):
-        load_dataset("digits", str(tmp_path))
 
 
-# ---- files that are there but are not what they should be
+@pytest.mark.parametrize("error", ["ImportError", "ValueError", "SystemError"])
+def test_scikit_learn_that_fails_on_import_is_a_sentence(
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sklearn.py").write_text(f"raise {error}('built for another NumPy')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    words = "the digits data set needs scikit-learn, which can't be imported (built for another NumPy): python -m pip"
+    with pytest.raises(DataError, match=re.escape(words)):
+        load_dataset("digits")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not delete a folder that is in use")
+def test_deleted_working_directory_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(DataError, match=r"^MNIST could not be downloaded \(No such file or directory\); "):
+        load_dataset("MNIST")
 
 
 KIND = "it is no IDX file of bytes in"
 PROMISE = "its header promises"
+UNREADABLE = "it can't be read"
+DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
+    "empty file": (TRAIN_IMAGES, lambda content: b"", KIND),
+    "cut in the kind": (TRAIN_IMAGES, lambda content: content[:3], KIND),
+    "cut in the sizes": (TRAIN_IMAGES, lambda content: content[:15], KIND),
+    "header alone": (TRAIN_IMAGES, lambda content: content[:16], f"{PROMISE} (30, 28, 28) bytes, but 0 follow it"),
+    "cut in the images": (TRAIN_IMAGES, lambda content: content[:-1], PROMISE),
+    "a byte too many": (TRAIN_IMAGES, lambda content: content + b"\0", PROMISE),
+    "absurd size": (TRAIN_IMAGES, lambda content: content[:4] + b"\xff\xff\xff\xff" + content[8:], PROMISE),
+    "no images": (TRAIN_IMAGES, lambda content: idx(np.zeros((0, 28, 28), np.uint8)), PROMISE),
+    "floats": (TRAIN_IMAGES, lambda content: b"\0\0\x0d\x03" + content[4:], KIND),
+    "one dimension": (TRAIN_IMAGES, lambda content: b"\0\0\x08\x01" + content[4:], KIND),
+    "14×56": (TRAIN_IMAGES, lambda content: idx(np.zeros((30, 14, 56), np.uint8)), "its images are (14, 56), not (28"),
+    "compressed, cut": (TRAIN_IMAGES, lambda content: gzip.compress(content)[:-9], UNREADABLE),
+    "compressed, checksum": (TRAIN_IMAGES, lambda content: gzip.compress(content)[:-8] + bytes(8), UNREADABLE),
+    "compressed, no deflate": (TRAIN_IMAGES, lambda content: gzip.compress(content)[:10] + b"\xff" * 99, UNREADABLE),
+    "compressed, other": (TRAIN_IMAGES, lambda content: gzip.compress(b"other"), KIND),
+    "labels cut": (TRAIN_LABELS, lambda content: content[:-1], PROMISE),
+    "label 10": (TRAIN_LABELS, lambda content: content[:-1] + b"\x0a", "it has a label 10, not 0 to 9"),
+    "29 labels": (
+        TRAIN_LABELS,
+        lambda content: b"\0\0\x08\x01\0\0\0\x1d" + content[9:],
+        f"it has 29 labels for 30 images in {TRAIN_IMAGES}",
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "damage", "words"),
-    [
-        (TRAIN_IMAGES, lambda content: b"", KIND),
-        (TRAIN_IMAGES, lambda content: content[:3], KIND),
-        (TRAIN_IMAGES, lambda content: content[:4], KIND),
-        (TRAIN_IMAGES, lambda content: content[:10], KIND),
-        (TRAIN_IMAGES, lambda content: content[:15], KIND),
-        (TRAIN_IMAGES, lambda content: content[:16], "its header promises (30, 28, 28) bytes, but 0 follow it"),
-        (TRAIN_IMAGES, lambda content: content[: 16 + 784], PROMISE),
-        (TRAIN_IMAGES, lambda content: content[:-1], PROMISE),
-        (TRAIN_IMAGES, lambda content: content + b"\0", PROMISE),
-        (TRAIN_IMAGES, lambda content: content[:4] + b"\xff\xff\xff\xff" + content[8:], PROMISE),
-        (TRAIN_IMAGES, lambda content: idx(np.zeros((0, 28, 28), np.uint8)), PROMISE),
-        (TRAIN_IMAGES, gzip.compress, f"{KIND} 3 dimensions (still compressed?)"),
-        (TRAIN_IMAGES, lambda content: b"\0\0\x0d\x03" + content[4:], KIND),
-        (TRAIN_IMAGES, lambda content: b"\0\0\x08\x01" + content[4:], KIND),
-        (TRAIN_IMAGES, lambda content: idx(np.zeros((30, 14, 56), np.uint8)), "its images are (14, 56), not (28, 28)"),
-        (TRAIN_IMAGES, lambda content: idx(np.zeros((30, 28, 27), np.uint8)), "its images are (28, 27), not (28, 28)"),
-        (TRAIN_LABELS, lambda content: b"", KIND),
-        (TRAIN_LABELS, lambda content: content[:7], KIND),
-        (TRAIN_LABELS, lambda content: content[:-1], PROMISE),
-        (TRAIN_LABELS, lambda content: content[:-1] + b"\x0a", "it has a label 10, not 0 to 9"),
-        (
-            TRAIN_LABELS,
-            lambda content: b"\0\0\x08\x01\0\0\0\x1d" + content[9:],
-            f"it has 29 labels for 30 images in {TRAIN_IMAGES}",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("name", "damage", "words"), DAMAGES.values(), ids=DAMAGES)
 def test_damaged_file_is_named_and_left_alone(
-    data_dir: Path, name: str, damage: Callable[[bytes], bytes], words: str
+    name: str, damage: Callable[[bytes], bytes], words: str, data_dir: Path
 ) -> None:
     path = data_dir / "MNIST" / "raw" / name
     content = damage(path.read_bytes())
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"^{re.escape(str(path))} can't be used: .*{re.escape(words)}"):
+    with pytest.raises(DataError, match=f"^{re.escape(str(path))} can't be used: {re.escape(words)}.*; move it away"):
         load_dataset("MNIST", str(data_dir))
     assert path.read_bytes() == content
 
 
-def test_folder_in_place_of_a_file_is_named(data_dir: Path) -> None:
+@pytest.mark.parametrize("kind", ["folder", "link that leads nowhere"])
+def test_what_is_no_file_is_named_and_left_alone(kind: str, data_dir: Path) -> None:
     path = data_dir / "MNIST" / "raw" / TRAIN_LABELS
     path.unlink()
-    path.mkdir()
-    with pytest.raises(DataError, match=re.escape(f"{path} can't be used: it can't be read")):
+    if kind == "folder":
+        path.mkdir()
+    elif sys.platform == "win32":
+        pytest.skip("Windows lets administrators alone make links")
+    else:
+        path.symlink_to("nowhere")
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))} can't be used: it can't be read \(\w+ .*\); move"):
         load_dataset("MNIST", str(data_dir))
-    assert path.is_dir()
+    assert path.is_dir() if kind == "folder" else os.readlink(path) == "nowhere"
 
 
-@pytest.mark.parametrize(("owner", "call", "part"), [(np, "fromfile", f"raw/{TRAIN_IMAGES}"), (Path, "exists", "raw")])
+@pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that can limit the memory of a process")
+def test_file_too_large_for_memory_is_named(data_dir: Path) -> None:
+    import resource
+
+    path = data_dir / "MNIST" / "raw" / TRAIN_IMAGES
+    os.truncate(path, 2**41)  # without blocks on the disk
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**40, limits[1]))
+    try:
+        with pytest.raises(DataError, match=rf"^{re.escape(str(path))} can't be used: .*\(MemoryError\); move it away"):
+            load_dataset("MNIST", str(data_dir))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.parametrize(
+    ("owner", "call", "part"),
+    [pytest.param(Path, "read_bytes", TRAIN_IMAGES, id="file"), pytest.param(os, "listdir", "", id="folder")],
+)
 def test_file_or_folder_without_permission_is_named(
     owner: object, call: str, part: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,74 +467,16 @@ def test_file_or_folder_without_permission_is_named(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(owner, call, refuse)
-    words = f"{data_dir / 'MNIST' / part} can't be used: it can't be read (Permission denied)"
+    words = f"{data_dir / 'MNIST' / 'raw' / part} can't be used: it can't be read (Permission denied)"
     with pytest.raises(DataError, match=re.escape(words)):
         load_dataset("MNIST", str(data_dir))
 
 
-# ---- targets, weights, pictures
-
-
-def test_one_hot() -> None:
-    targets = one_hot(np.array([2, 0, 9], np.uint8))
-    assert targets.dtype == np.float32
-    np.testing.assert_array_equal(targets, np.eye(10)[[2, 0, 9]])
-    np.testing.assert_array_equal(one_hot(torch.tensor([1, 0]), 2), [[0, 1], [1, 0]])
-    assert one_hot(np.array([])).shape == (0, 10)
-
-
-@pytest.mark.parametrize(
-    ("labels", "words"),
-    [
-        ([0, 10], "labels are 0 to 10, but integers 0 to 9 are wanted"),
-        ([0.5, 1], "labels are 0.5 to 1.0, but integers 0 to 9 are wanted"),
-        ([-1, 3], "labels are -1 to 3, but integers 0 to 9 are wanted"),
-        ([[0], [1]], "labels have shape (2, 1), but (N,) is wanted"),
-        (3, "labels have shape (), but (N,) is wanted"),
-    ],
-)
-def test_one_hot_of_wrong_labels(labels: object, words: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
-        one_hot(np.array(labels))
-
-
-def test_initial_weights_have_the_distribution_of_torch_linear() -> None:
-    shapes = ((784, 256), (256, 64), (64, 10))
-    weights = initial_weights(np.random.default_rng(1), *shapes)
-    for (fan_in, fan_out), weight in zip(shapes, weights, strict=True):
-        assert weight.shape == (fan_in, fan_out)
-        assert weight.dtype == np.float32
-        expected = torch.nn.Linear(fan_in, fan_out).weight.detach().numpy()
-        assert 0.99 * fan_in**-0.5 < -weight.min() <= fan_in**-0.5
-        assert 0.99 * fan_in**-0.5 < weight.max() <= fan_in**-0.5
-        assert weight.std() == pytest.approx(expected.std(), rel=0.1)
-        assert weight.mean() == pytest.approx(0, abs=0.1 * fan_in**-0.5)
-    for weight, same in zip(weights, initial_weights(np.random.default_rng(1), *shapes), strict=True):
-        np.testing.assert_array_equal(weight, same)
-
-
-def test_moving_average() -> None:
-    np.testing.assert_allclose(moving_average([1, 2, 3, 7, 8], 3), [1.5, 2, 4, 6, 7.5])
-    np.testing.assert_allclose(moving_average([1, 3, 5]), [2, 3, 4])
-    assert moving_average([5.0] * 80) == pytest.approx(np.full(80, 5))
-
-
-@pytest.mark.parametrize(("steps", "averaged"), [(200, 50), (4, 4)])
-def test_picture_shows_losses_and_accuracies_with_units(steps: int, averaged: int, tmp_path: Path) -> None:
-    path = tmp_path / "lös s.png"
-    losses = list(np.linspace(2.3, 0.1, steps))
-    utils.plot_curve(losses, [0.9, 0.95], "MNIST: a title", str(path))
-    assert path.read_bytes().startswith(b"\x89PNG")
-    figure = plt.gcf()
-    left, right = figure.axes
-    assert figure.get_suptitle() == "MNIST: a title"
-    np.testing.assert_array_equal(left.lines[0].get_ydata(), losses)
-    np.testing.assert_allclose(np.asarray(left.lines[1].get_ydata()), moving_average(losses))
-    np.testing.assert_array_equal(right.lines[0].get_ydata(), [0.9, 0.95])
-    assert left.get_xlabel() == "step (one mini-batch)"
-    assert left.get_ylabel() == "training loss (nats per image)"
-    assert right.get_xlabel() == "epoch"
-    assert right.get_ylabel() == "test accuracy (fraction)"
-    legend = left.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["each step", f"mean of {averaged} steps"]
+def test_tests_use_one_thread_unless_the_user_chose_otherwise() -> None:
+    program = "import os, threadpoolctl, tests.conftest as _; print(os.environ['OMP_NUM_THREADS'], end=' ')\n"
+    program += "print({library['num_threads'] for library in threadpoolctl.threadpool_info()} <= {1})"
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    for choice, expected in ({}, "1 True\n"), ({"OMP_NUM_THREADS": "2"}, "2 True\n"):
+        command = [sys.executable, "-c", program]
+        run = subprocess.run(command, env={**environment, **choice}, capture_output=True, text=True, check=True)
+        assert run.stdout == expected
