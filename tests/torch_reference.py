@@ -1,17 +1,16 @@
 """The network, loss and SGD step of numpy_fnn.py in PyTorch, whose autograd is the judge of every gradient."""
 
+import numpy as np
 import torch
-
-from numpy_fnn import Array
 
 
 class TorchModel:
     """The reference: weights, input and every operator's input are leaves or keep their gradients."""
 
-    def __init__(self, W1: Array, W2: Array, W3: Array) -> None:
+    def __init__(self, W1: np.ndarray, W2: np.ndarray, W3: np.ndarray) -> None:
         self.W1, self.W2, self.W3 = (torch.tensor(W, requires_grad=True) for W in (W1, W2, W3))
 
-    def forward(self, x: Array) -> torch.Tensor:
+    def forward(self, x: np.ndarray) -> torch.Tensor:
         """Return log-probabilities (N, 10) of images x (N, ...), in the dtype of both x and the weights."""
         self.x1 = torch.tensor(x).reshape(len(x), -1).requires_grad_()
         self.relu_1 = self.x1 @ self.W1
@@ -24,7 +23,7 @@ class TorchModel:
             tensor.retain_grad()
         return torch.log(self.log + 1e-12)
 
-    def backward(self, y_pred: torch.Tensor, target: Array) -> float:
+    def backward(self, y_pred: torch.Tensor, target: np.ndarray) -> float:
         """Return the mean negative log-likelihood against one-hot target (N, 10) and leave every gradient."""
         for W in (self.W1, self.W2, self.W3):
             W.grad = None
@@ -38,6 +37,6 @@ class TorchModel:
             for W in (self.W1, self.W2, self.W3):
                 W -= learning_rate * W.grad
 
-    def gradient(self, name: str) -> Array:
+    def gradient(self, name: str) -> np.ndarray:
         """Return the gradient that NumpyModel calls `name`, such as "softmax_grad" or "W1_grad"."""
         return getattr(self, name.removesuffix("_grad")).grad.numpy()
