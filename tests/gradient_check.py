@@ -128,7 +128,7 @@ def main() -> int:
         print(f"{operator:<12}{gradient:<10}({formula}){'':<4}{largest:<16}{verdict}\n{case}", end="")
     if set(verdicts) == {"ok"}:
         return 0
-    print("Mend the first line that is not ok: the lines of NumpyModel follow from those of its operators.")
+    print("Repair the first line that is not ok: the lines of NumpyModel depend on all operators.")
     return 1
 
 

@@ -1,0 +1,148 @@
+"""The gradient check: right operators are ok at once, and of a wrong one its own line tells."""
+
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import gradient_check
+
+PROJECT = Path(__file__).resolve().parents[1]
+SOURCE = (PROJECT / "numpy_fnn.py").read_text(encoding="utf-8")
+LINES = [f"{operator} {gradient}" for operator, gradient, _, _ in gradient_check.GRADIENTS]
+
+
+def test_all_are_ok_with_numpy_alone_in_less_than_a_second() -> None:
+    program = """
+import sys, time
+sys.modules.update(dict.fromkeys(("torch", "torchvision", "pytest", "matplotlib")))  # importing them is now an error
+from tests.gradient_check import main
+code = main()
+sys.exit(code or "too slow" * (time.process_time() > 1))
+"""
+    # One thread: on a busy machine the waiting of a second one would count as computing.
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, env=environment, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert re.findall(r" (\S+)$", run.stdout, re.MULTILINE) == ["verdict", *["ok"] * len(LINES)]
+
+
+def test_numerical_gradient_of_a_known_function() -> None:
+    x = np.array([[1.0, -2.0], [0.5, 1e-13]])
+    before = x.copy()
+    slopes = gradient_check.numerical_gradient(lambda: float((x**3).sum()), x[:, :1])
+    np.testing.assert_allclose(slopes, 3 * before[:, :1] ** 2, rtol=1e-7)
+    np.testing.assert_array_equal(x, before)
+
+
+def check_changed(
+    old: str, new: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[dict[str, str], str]:
+    """Check numpy_fnn.py with `old` replaced by `new`; return the verdicts that are not ok, by line, and all output."""
+    assert old in SOURCE, f"numpy_fnn.py has no {old!r}"
+    changed = types.ModuleType("changed")
+    exec(SOURCE.replace(old, new, 1), changed.__dict__)
+    for name in ("Matmul", "Relu", "Log", "Softmax", "NumpyLoss", "NumpyModel"):
+        monkeypatch.setattr(gradient_check, name, getattr(changed, name))
+    code = gradient_check.main()
+    output = capsys.readouterr().out
+    table = re.findall(r"^([A-Z]\w+ +\w+) +\(\d\.\d\) +(?:[\d.]+e[-+]\d+ +|nan +)?(.+)$", output, re.MULTILINE)
+    assert [" ".join(line.split()) for line, _ in table] == LINES
+    verdicts = {" ".join(line.split()): verdict for line, verdict in table if verdict != "ok"}
+    assert code == (1 if verdicts else 0)
+    return verdicts, output
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "new"),
+    [
+        ("Matmul grad_x", "grad_y @ W.T if", "grad_y @ W if"),
+        ("Matmul grad_x", "grad_y @ W.T if", "-grad_y @ W.T if"),
+        ("Matmul grad_w", "x.T @ grad_y", "x @ grad_y"),
+        ("Matmul grad_w", "x.T @ grad_y", "grad_y.T @ x"),
+        ("Relu grad_x", 'return grad_y * (self.memory["x"] > 0)', "return grad_y"),
+        ("Relu grad_x", 'return grad_y * (self.memory["x"] > 0)', 'return grad_y * (self.memory["x"] < 0)'),
+        ("Relu grad_x", "np.maximum(x, 0)", "x + 0"),
+        ("Log grad_x", 'grad_y / (self.memory["x"] + self.epsilon)', 'grad_y / self.memory["x"]'),
+        ("Log grad_x", 'grad_y / (self.memory["x"] + self.epsilon)', 'grad_y / self.memory["x"] + self.epsilon'),
+        ("Log grad_x", "np.log(x + self.epsilon)", "np.log(x) + self.epsilon"),
+        ("Log grad_x", "return grad_y / (", "return -grad_y / ("),
+        ("Softmax grad_x", "(grad_y - (grad_y * y).sum(axis=-1, keepdims=True))", "grad_y"),
+        ("Softmax grad_x", "(grad_y * y).sum(axis=-1, keepdims=True)", "(grad_y * y).sum(axis=0, keepdims=True)"),
+        ("Softmax grad_x", "y * (grad_y - (", "y * (grad_y + ("),
+        ("Softmax grad_x", "y * (grad_y - (", "np.nan * (grad_y - ("),
+        ("NumpyLoss grad_p", "-self.target / len(self.target)", "-self.target"),
+        ("NumpyLoss grad_p", "-self.target / len(self.target)", "-self.target / self.target.shape[1]"),
+        ("NumpyLoss grad_p", "-self.target / len(self.target)", "self.target / len(self.target)"),
+    ],
+)
+def test_wrong_operator_is_wrong_in_its_own_line(
+    line: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdicts, _ = check_changed(old, new, monkeypatch, capsys)
+    assert verdicts.pop(line) == "WRONG"
+    assert all(other.startswith("NumpyModel") for other in verdicts)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lines"),
+    [
+        ("self.relu_1.backward(self.x2_grad)", "self.x2_grad", ["W1", "x1"]),
+        ("self.relu_2.backward(self.x3_grad)", "self.x3_grad", ["W2", "W1", "x1"]),
+        ("self.softmax.backward(self.log_grad)", "self.log_grad", ["W3", "W2", "W1", "x1"]),
+        ("self.log.backward(grad_y)", "grad_y", ["W3", "W2", "W1", "x1"]),
+        ("self.relu_1.backward(self.x2_grad)", "self.relu_1.backward(-self.x2_grad)", ["W1", "x1"]),
+    ],
+)
+def test_wrong_wiring_is_wrong_in_the_models_lines(
+    old: str, new: str, lines: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdicts, _ = check_changed(old, new, monkeypatch, capsys)
+    assert verdicts == {f"NumpyModel {name}_grad": "WRONG" for name in lines}
+
+
+@pytest.mark.parametrize(
+    ("new", "verdict"),
+    [
+        ('raise NotImplementedError("(2.4)")', "not written yet"),
+        ("raise ZeroDivisionError('a sentence')", "ZeroDivisionError: a sentence"),
+        ("return None", "ValueError: grad_x has shape (), expected (3, 3)"),
+        ("return grad_y[:1]", "ValueError: grad_x has shape (1, 3), expected (3, 3)"),
+    ],
+)
+def test_what_can_not_be_compared_is_the_verdict(
+    new: str, verdict: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdicts, _ = check_changed('return grad_y * (self.memory["x"] > 0)', new, monkeypatch, capsys)
+    assert verdicts.pop("Relu grad_x") == verdict
+    assert all(line.startswith("NumpyModel") for line in verdicts)
+
+
+def test_missing_forward_is_the_verdict_of_its_operator(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdicts, _ = check_changed("y = np.maximum(x, 0)", "raise NotImplementedError", monkeypatch, capsys)
+    model = {line for line in LINES if line.startswith("NumpyModel")}
+    assert verdicts == dict.fromkeys({"Relu grad_x", *model}, "not written yet")
+
+
+def test_first_wrong_gradient_is_shown_beside_the_right_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, output = check_changed('return grad_y * (self.memory["x"] > 0)', "return grad_y", monkeypatch, capsys)
+    lines = output.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.endswith("WRONG"))
+    shown = [line.split() for line in lines[first + 2 : first + 5]]
+    assert shown == [
+        ["1.2", "-0.6*", "0.4", "1.2", "0", "0.4"],
+        ["0.8*", "0.5", "-1.3*", "0", "0.5", "0"],
+        ["-0.2", "1.1", "0.9*", "-0.2", "1.1", "0"],
+    ]
+    assert output.count("as it should be") == 1
+    assert lines[-1].startswith("Repair the first line that is not ok")
