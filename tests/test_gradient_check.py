@@ -23,14 +23,17 @@ import sys, time
 sys.modules.update(dict.fromkeys(("torch", "torchvision", "pytest", "matplotlib")))  # importing them is now an error
 from tests.gradient_check import main
 code = main()
-sys.exit(code or "too slow" * (time.process_time() > 1))
+print(time.process_time())
+sys.exit(code)
 """
     # One thread: on a busy machine the waiting of a second one would count as computing.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-c", program]
     run = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, env=environment, check=False)
     assert (run.returncode, run.stderr) == (0, "")
-    assert re.findall(r" (\S+)$", run.stdout, re.MULTILINE) == ["verdict", *["ok"] * len(LINES)]
+    *table, seconds = run.stdout.splitlines()
+    assert [line.split()[-1] for line in table] == ["verdict", *["ok"] * len(LINES)]
+    assert float(seconds) < 1
 
 
 def test_numerical_gradient_of_a_known_function() -> None:
