@@ -1,317 +1,279 @@
-"""Seconds an epoch of the same network, batches and SGD in this lab and elsewhere: python -m tests.benchmark [--help].
+"""Seconds that this lab and others need to train the same network, in Markdown: python -m tests.benchmark [--help].
 
-Every measurement is a process of its own with the same number of threads, and the contenders take turns over several
-rounds, so that a noisy neighbor disturbs all of them alike.
+Every measurement is a process of its own, and the contenders take turns over several rounds, so that a noisy neighbor
+disturbs all of them alike. It needs Linux and about 15 minutes, with --busy 2 about an hour; the time left is shown.
+JAX is measured where it is installed. For one core: taskset -c 0 python -m tests.benchmark.
 """
 
 import argparse
-import contextlib
-import importlib.metadata
-import importlib.util
-import io
 import math
-import multiprocessing
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import numpy_mnist
 from numpy_fnn import NumpyModel
-from utils import FILES, initial_weights, load_dataset
+from numpy_mnist import History, train
+from utils import Dataset, load_dataset, plot_curve
 
-ROOT = Path(__file__).parent.parent
-LEARNING_RATE = numpy_mnist.LEARNING_RATE
+WIDTHS = [784, *(width for _, width in NumpyModel.SHAPES.values())]
+LEARNING_RATE = 0.1
 
-
-def timed(run_epoch: Callable[[], object]) -> float:
-    """Return the seconds of the second call; the first one warms up, compiles and starts the threads."""
-    run_epoch()
-    start = time.perf_counter()
-    run_epoch()
-    return time.perf_counter() - start
+# ---- the contenders: each trains that network with SGD, and prints the accuracy on the test set after every epoch
 
 
-def lab(data_dir: str, batch_size: int, train_set: Any = None) -> float:
-    """Train with this lab's own function, evaluation left out."""
-    rng = np.random.default_rng(0)
-    images, labels = load_dataset("MNIST", data_dir).train
-    with contextlib.redirect_stdout(io.StringIO()):
-        history = numpy_mnist.train(
-            numpy_mnist.new_model(rng),
-            train_set or (images, labels),
-            (images[:1], labels[:1]),
-            1 if train_set else 2,
-            batch_size,
-            LEARNING_RATE,
-            rng,
-        )
-    return history.seconds[-1]
+def lab(data: Dataset, batch_size: int, epoch_number: int) -> History:
+    """Train with this lab's own function."""
+    return train(NumpyModel(), data.train, data.test, epoch_number, batch_size, LEARNING_RATE)
 
 
-def torchvision_pairs(data_dir: str) -> Any:
-    """Return the training set as torchvision gives it: pairs of a normalized tensor and a label."""
-    from torchvision import datasets, transforms
-
-    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
-    return datasets.MNIST(data_dir, transform=transform)
-
-
-def lab_pairs(data_dir: str, batch_size: int) -> float:
-    """Train this lab on pairs, converted to arrays every epoch, as course solutions do."""
-    return lab(data_dir, batch_size, torchvision_pairs(data_dir))
-
-
-def products(data_dir: str, batch_size: int) -> float:
-    """Compute nothing but the eight matrix products of every step."""
-    rng = np.random.default_rng(0)
-    images, _ = load_dataset("MNIST", data_dir).train
-    x1 = images[:batch_size].reshape(batch_size, 784)
-    W1, W2, W3 = (rng.standard_normal(shape, dtype=np.float32) for shape in NumpyModel.SHAPES.values())
-    x2, x3, y = (rng.standard_normal((batch_size, W.shape[1]), dtype=np.float32) for W in (W1, W2, W3))
-
-    def run_epoch() -> None:
-        for _ in range(0, len(images), batch_size):
-            for a, b in ((x1, W1), (x2, W2), (x3, W3), (x3.T, y), (y, W3.T), (x2.T, x3), (x3, W2.T), (x1.T, x2)):
-                a @ b
-
-    return timed(run_epoch)
+def others(epoch_number: int, train_epoch: Callable[[], Iterable[float]], accuracy: Callable[[], float]) -> History:
+    """Do what `train` does, with other code for an epoch, which returns its losses, and for the accuracy."""
+    history = History()
+    for epoch in range(epoch_number):
+        start = time.perf_counter()
+        history.losses += train_epoch()
+        history.seconds.append(time.perf_counter() - start)
+        history.accuracies.append(accuracy())
+        print(f"[{epoch}] Accuracy: {history.accuracies[-1]:.4f}", flush=True)
+    return history
 
 
-def torch_model() -> tuple[Any, Any, Any]:
-    """Return network, loss and optimizer as a PyTorch user writes them."""
-    import torch
-
-    layers = [torch.nn.Linear(*shape, bias=False) for shape in NumpyModel.SHAPES.values()]
-    relu = torch.nn.ReLU()
-    model = torch.nn.Sequential(layers[0], relu, layers[1], relu, layers[2])
-    return model, torch.nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-
-
-def torch_step(model: Any, loss_function: Any, optimizer: Any, x: Any, y: Any) -> float:
-    """Take one step of SGD and return the loss."""
-    optimizer.zero_grad()
-    loss = loss_function(model(x), y)
-    loss.backward()
-    optimizer.step()
-    return float(loss.item())
-
-
-def torch_tensors(data_dir: str, batch_size: int) -> float:
+def torch_eager(data: Dataset, batch_size: int, epoch_number: int) -> History:
     """Train with PyTorch eager, all tensors in memory."""
     import torch
 
-    images, labels = load_dataset("MNIST", data_dir).train
-    x, y = torch.from_numpy(images.reshape(-1, 784)), torch.from_numpy(labels.astype(np.int64))
-    parts = torch_model()
-    return timed(lambda: [torch_step(*parts, x[i], y[i]) for i in torch.randperm(len(x)).split(batch_size)])
+    x, y = torch.from_numpy(data.train[0]), torch.from_numpy(data.train[1]).long()
+    order: Callable[[], Any] = lambda: torch.randperm(len(x)).split(batch_size)  # noqa: E731
+    return torch_history(data, epoch_number, lambda: ((x[batch], y[batch]) for batch in order()))
 
 
-def torch_loader(data_dir: str, batch_size: int) -> float:
-    """Train with PyTorch eager and its DataLoader."""
+def torch_loader(data: Dataset, batch_size: int, epoch_number: int) -> History:
+    """Train with PyTorch eager, through a DataLoader over torchvision's data set."""
+    import torch
+    from torchvision import datasets, transforms
+
+    steps = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,)), torch.flatten]
+    pairs = datasets.MNIST(Path(data.source).parents[1], transform=transforms.Compose(steps))
+    loader = torch.utils.data.DataLoader(pairs, batch_size, shuffle=True)
+    return torch_history(data, epoch_number, lambda: loader)
+
+
+def torch_history(data: Dataset, epoch_number: int, batches: Callable[[], Any]) -> History:
+    """Train with PyTorch on the batches of every epoch."""
     import torch
 
-    loader = torch.utils.data.DataLoader(torchvision_pairs(data_dir), batch_size, shuffle=True)
-    parts = torch_model()
-    start = time.perf_counter()
-    for x, y in loader:
-        torch_step(*parts, x.flatten(1), y)
-    return time.perf_counter() - start
+    layers: list[Any] = [torch.nn.Linear(*shape, bias=False) for shape in NumpyModel.SHAPES.values()]
+    model = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2])
+    loss_function, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    x_test, y_test = map(torch.from_numpy, data.test)
+
+    def train_epoch() -> Iterator[float]:
+        for x, y in batches():
+            optimizer.zero_grad()
+            loss = loss_function(model(x), y)
+            loss.backward()
+            optimizer.step()
+            yield loss.item()
+
+    @torch.no_grad()
+    def accuracy() -> float:
+        return float((model(x_test).argmax(1) == y_test).float().mean())
+
+    return others(epoch_number, train_epoch, accuracy)
 
 
-def sklearn_mlp(data_dir: str, batch_size: int) -> float:
-    """Train with scikit-learn's MLPClassifier, plain SGD; its layers have biases."""
-    from sklearn.neural_network import MLPClassifier
-
-    images, labels = load_dataset("MNIST", data_dir).train
-    x = images.reshape(-1, 784)
-    model = MLPClassifier(
-        (256, 64), solver="sgd", alpha=0, batch_size=batch_size, learning_rate_init=LEARNING_RATE, momentum=0
-    )
-    return timed(lambda: model.partial_fit(x, labels, classes=np.arange(10)))
-
-
-def jax_jitted(data_dir: str, batch_size: int) -> float:
+def jax_jitted(data: Dataset, batch_size: int, epoch_number: int) -> History:
     """Train with JAX, the whole step jitted, arrays in memory."""
     import jax
 
-    images, labels = load_dataset("MNIST", data_dir).train
-    x, y = jax.numpy.asarray(images.reshape(-1, 784)), jax.numpy.asarray(labels)
-    weights = initial_weights(np.random.default_rng(0), *NumpyModel.SHAPES.values())
+    x, y, x_test, y_test = map(jax.numpy.asarray, (*data.train, *data.test))
+    model, rng = NumpyModel(), np.random.default_rng()
+    weights: Any = [model.W1, model.W2, model.W3]
+
+    def forward(weights: Any, x: Any) -> Any:
+        return jax.nn.relu(jax.nn.relu(x @ weights[0]) @ weights[1]) @ weights[2]
 
     def loss_function(weights: Any, x: Any, y: Any) -> Any:
-        h = jax.nn.relu(jax.nn.relu(x @ weights[0]) @ weights[1]) @ weights[2]
-        return -jax.numpy.take_along_axis(jax.nn.log_softmax(h), y[:, None], axis=1).mean()
+        return -jax.numpy.take_along_axis(jax.nn.log_softmax(forward(weights, x)), y[:, None], axis=1).mean()
 
     @jax.jit
     def step(weights: Any, x: Any, y: Any, batch: Any) -> Any:
         loss, grads = jax.value_and_grad(loss_function)(weights, x[batch], y[batch])
         return [W - LEARNING_RATE * grad for W, grad in zip(weights, grads, strict=True)], loss
 
-    def run_epoch() -> None:
+    def train_epoch() -> list[float]:
         nonlocal weights
-        order, losses = np.random.default_rng().permutation(len(images)), []
-        for start in range(0, len(order), batch_size):
+        order, losses = rng.permutation(len(x)), []
+        for start in range(0, len(x), batch_size):
             weights, loss = step(weights, x, y, order[start : start + batch_size])
             losses.append(loss)
-        jax.block_until_ready((weights, losses))
+        return [float(loss) for loss in losses]  # waits for all that was dispatched
 
-    return timed(run_epoch)
+    return others(epoch_number, train_epoch, lambda: float((forward(weights, x_test).argmax(1) == y_test).mean()))
 
 
-EPOCHS: dict[str, Callable[[str, int], float]] = {
+def sklearn_mlp(data: Dataset, batch_size: int, epoch_number: int) -> History:
+    """Train with scikit-learn's MLPClassifier; its layers have biases, and it tells one loss an epoch."""
+    from sklearn.neural_network import MLPClassifier
+
+    sgd = {"solver": "sgd", "alpha": 0, "momentum": 0, "learning_rate_init": LEARNING_RATE}
+    model = MLPClassifier(WIDTHS[1:-1], batch_size=batch_size, **sgd)
+
+    def train_epoch() -> list[float]:
+        return [model.partial_fit(*data.train, classes=np.arange(10)).loss_]
+
+    return others(epoch_number, train_epoch, lambda: model.score(*data.test))
+
+
+def products(data: Dataset, batch_size: int, epoch_number: int) -> History:
+    """Compute nothing but the eight matrix products of every step."""
+    rng = np.random.default_rng()
+    W1, W2, W3 = (rng.standard_normal(shape, np.float32) for shape in NumpyModel.SHAPES.values())
+    x1, x2, x3, y = (rng.standard_normal((batch_size, width), np.float32) for width in WIDTHS)
+
+    def train_epoch() -> list[float]:
+        for _ in range(0, len(data.train[1]), batch_size):
+            for a, b in ((x1, W1), (x2, W2), (x3, W3), (x3.T, y), (y, W3.T), (x2.T, x3), (x3, W2.T), (x1.T, x2)):
+                a @ b
+        return []
+
+    return others(epoch_number, train_epoch, lambda: 0)
+
+
+CONTENDERS: dict[str, Callable[[Dataset, int, int], History]] = {
     "this lab": lab,
-    "PyTorch eager, tensors in memory": torch_tensors,
-    "PyTorch eager, DataLoader": torch_loader,
-    "scikit-learn MLPClassifier": sklearn_mlp,
+    "PyTorch eager, tensors in memory": torch_eager,
     "JAX, jitted": jax_jitted,
-    "this lab, torchvision pairs": lab_pairs,
+    "scikit-learn MLPClassifier": sklearn_mlp,
+    "PyTorch eager, DataLoader": torch_loader,
     "the eight matrix products alone": products,
 }
+RUNS = list(CONTENDERS)[:4]
+THREADS = ["-u OPENBLAS_NUM_THREADS", *(f"OPENBLAS_NUM_THREADS={count}" for count in (1, 2))]
+THREADS += [f"OPENBLAS_THREAD_TIMEOUT={power}" for power in (4, 14, 20)]
+TABLES = ["epochs", "runs", "threads"]
 
 
-def torch_script(data_dir: str, plot: str) -> None:
-    """Do in PyTorch what numpy_mnist.py does: three epochs, the accuracy after each, the picture."""
-    import torch
-    from torchvision import datasets
-
-    from utils import plot_curve
-
-    train_set, test_set = (datasets.MNIST(data_dir, train=train) for train in (True, False))
-    x, x_test = (((each.data.flatten(1) / 255) - 0.1307) / 0.3081 for each in (train_set, test_set))
-    parts = torch_model()
-    losses, accuracies = [], []
-    for epoch in range(3):
-        for i in torch.randperm(len(x)).split(128):
-            losses.append(torch_step(*parts, x[i], train_set.targets[i]))
-        with torch.no_grad():
-            accuracies.append((parts[0](x_test).argmax(1) == test_set.targets).float().mean().item())
-        print(f"[{epoch}] Accuracy: {accuracies[-1]:.4f}")
-    plot_curve(losses, accuracies, "PyTorch", plot)
+def run(name: str, data_dir: str, batch_size: int, epoch_number: int, plot: str) -> None:
+    """Run a contender from its start to its picture, and print the seconds of its last epoch."""
+    _, (images, labels), (test_images, test_labels), source = load_dataset("MNIST", data_dir)
+    data = Dataset("MNIST", (images.reshape(-1, 784), labels), (test_images.reshape(-1, 784), test_labels), source)
+    history = CONTENDERS[name](data, batch_size, epoch_number)
+    if history.losses:
+        plot_curve(history.losses, history.accuracies, path=plot, show=False)
+    print(history.seconds[-1])
 
 
-def seconds_of_epoch(name: str, data_dir: str, batch_size: int) -> float:
-    """Measure one epoch in a new process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(EPOCHS[name], (data_dir, batch_size))
+# ---- measuring
 
 
-def seconds_and_megabytes(command: list[str]) -> tuple[float, float]:
-    """Run a command and return its wall time and peak memory."""
+def measure(command: list[str], load: int) -> tuple[float, float, str]:
+    """Run a command beside `load` busy processes, and return its wall time, peak memory in MB and output."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(load)]
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{command} failed")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    with tempfile.TemporaryFile("w+") as output:
+        try:
+            process = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=output)
+            _, process.returncode, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - start
+        finally:
+            for one in busy:
+                one.kill()
+                one.wait()
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} failed")
+        output.seek(0)
+        return seconds, usage.ru_maxrss / 1024, output.read()
 
 
-def random_mnist(data_dir: str) -> None:
-    """Write random images and labels, of MNIST's sizes, as its files."""
-    rng = np.random.default_rng(0)
-    raw = Path(data_dir, "MNIST", "raw")
-    raw.mkdir(parents=True)
-    for name, size, high in zip(FILES, (60000, 60000, 10000, 10000), (256, 10, 256, 10), strict=True):
-        shape = (size, 28, 28) if high == 256 else (size,)
-        header = np.array([0x0800 + len(shape), *shape], ">u4").tobytes()
-        (raw / name).write_bytes(header + rng.integers(0, high, shape, np.uint8).tobytes())
+def print_table(
+    title: str, commands: dict[str, list[str]], rounds: int, loads: list[int], of_epoch: bool = False
+) -> None:
+    """Measure commands beside each number of busy processes, taking turns, and print a Markdown table."""
+    seconds: dict[tuple[str, int], list[float]] = {(name, load): [] for name in commands for load in loads}
+    peaks: dict[str, list[float]] = {name: [] for name in commands}
+    turns, start = list(seconds) * rounds, time.perf_counter()
+    for done, (name, load) in enumerate(turns):
+        left = (time.perf_counter() - start) / (done or math.nan) * (len(turns) - done)
+        print(f"\r\033[K{title}, {done + 1} of {len(turns)}, {left:.0f} s left: {name}", end="", file=sys.stderr)
+        wall, megabytes, output = measure(commands[name], load)
+        seconds[name, load].append(float(output.split()[-1]) if of_epoch else wall)
+        peaks[name].append(megabytes)
+    print(file=sys.stderr)
+    columns = [f"beside {load} busy processes (s)" if load else "seconds" for load in loads]
+    print(f"\n| {title} | {' | ratio | '.join(columns)} | ratio | peak memory (MB) |")
+    print("| --- " + "| --: " * (2 * len(loads) + 1) + "|")
+    for name in commands:
+        cells = [name]
+        for load in loads:
+            values, first = seconds[name, load], seconds[next(iter(commands)), load]
+            middle = statistics.median(values)
+            cells += [f"{middle:.2f} ({min(values):.2f}–{max(values):.2f})", f"{middle / statistics.median(first):.2f}"]
+        print(f"| {' | '.join(cells)} | {statistics.median(peaks[name]):.0f} |", flush=True)
 
 
-def summary(values: Sequence[float]) -> str:
-    """Return the median and, in parentheses, the smallest and largest value."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
-
-
-def print_machine(options: argparse.Namespace) -> None:
-    """Print what the figures depend on."""
-    models = [line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+def print_machine(rounds: int) -> None:
+    """Print what the figures depend on, and what they are."""
+    models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     config: Any = np.show_config(mode="dicts")
     blas = config["Build Dependencies"]["blas"]
-    versions = []
-    for module, package in (("numpy", "numpy"), ("torch", "torch"), ("sklearn", "scikit-learn"), ("jax", "jax")):
-        if importlib.util.find_spec(module):
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-    print(
-        f"{models[0]}, {options.threads} threads, Python {platform.python_version()}, {', '.join(versions)}; ", end=""
-    )
-    print(f"NumPy's BLAS: {blas['name']} {blas['version']}. Median of {options.rounds} rounds (smallest–largest).")
+    packages = {"numpy": "numpy", "torch": "torch", "scikit-learn": "sklearn", "jax": "jax"}
+    versions = [f"{name} {metadata.version(name)}" for name, module in packages.items() if find_spec(module)]
+    print(f"{(models or [platform.machine()])[0]}, {len(os.sched_getaffinity(0))} cores, Python", end=" ")
+    print(f"{platform.python_version()}, {', '.join(versions)}, NumPy's BLAS: {blas['name']} {blas['version']}.")
+    print(f"Median of {rounds} rounds (smallest–largest), ratio to the first row.")
 
 
-def print_table(*rows: Sequence[str]) -> None:
-    """Print a Markdown table, the first row its head, the first column text and the others numbers."""
-    print()
-    for row in (rows[0], ["---"] + ["--:"] * (len(rows[0]) - 1), *rows[1:]):
-        print(f"| {' | '.join(row)} |", flush=True)
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--data-dir", default="data", help="where MNIST is; random data of its sizes where it is not")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[128], help="sizes of a mini-batch, a table each")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of every contender")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of every contender")
-    parser.add_argument("--contender", nargs="+", choices=EPOCHS, default=list(EPOCHS), help="whom to measure")
-    parser.add_argument("--no-runs", action="store_true", help="leave out the whole runs")
-    options = parser.parse_args()
-
-    os.sched_setaffinity(0, range(options.threads))  # JAX takes its number of threads from here
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(options.threads)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="what to measure")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="whom to measure")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[128], help="of the epochs, a table each")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of every row")
+    parser.add_argument("--busy", type=int, default=0, help="processes beside which whole runs are measured, too")
+    parser.add_argument("--data-dir", default="data", help="where MNIST is, or is downloaded to")
+    options = parser.parse_args(arguments)
+    data_dir = str(Path(options.data_dir).resolve())
+    load_dataset("MNIST", data_dir)
+    print_machine(options.rounds)
+    names = [name for name in options.contenders if name != "JAX, jitted" or find_spec("jax")]
+    loads = [0, options.busy] if options.busy else [0]
     with tempfile.TemporaryDirectory() as folder:
-        data_dir = str(Path(options.data_dir).resolve())
-        if not Path(data_dir, "MNIST", "raw").is_dir():
-            print(f"MNIST is not in {options.data_dir}: random data of its sizes.")
-            random_mnist(data_dir := folder)
-        print_machine(options)
-        for batch_size in options.batch_size:
-            print_epochs(options, data_dir, batch_size)
-        if not options.no_runs:
-            print_runs(options, data_dir, folder)
+        plot = str(Path(folder, "loss.png"))
 
+        def contender(name: str, batch_size: int, epochs: int) -> list[str]:
+            call = f"run{(name, data_dir, batch_size, epochs, plot)}"
+            return [sys.executable, "-c", f"from tests.benchmark import run; {call}"]
 
-def print_epochs(options: argparse.Namespace, data_dir: str, batch_size: int) -> None:
-    """Measure one epoch of every contender and print the table."""
-    names = [name for name in options.contender if name != "JAX, jitted" or importlib.util.find_spec("jax")]
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(options.rounds):
-        for name in names:
-            seconds[name].append(seconds_of_epoch(name, data_dir, batch_size))
-    own = statistics.median(seconds.get("this lab", [math.nan]))
-    print_table(
-        (f"one epoch, batch size {batch_size}", "seconds", "ratio to this lab"),
-        *((name, summary(values), f"{statistics.median(values) / own:.2f}") for name, values in seconds.items()),
-    )
+        def lab_run(epochs: int) -> list[str]:
+            files = ["--dataset", "MNIST", "--data-dir", data_dir, "--plot", plot]
+            return [sys.executable, "numpy_mnist.py", *files, "--epoch-number", str(epochs)]
 
-
-def print_runs(options: argparse.Namespace, data_dir: str, folder: str) -> None:
-    """Measure whole runs and print the table."""
-    plot = str(Path(folder, "loss.png"))
-    lab_run = ["numpy_mnist.py", "--dataset", "MNIST", "--data-dir", data_dir, "--plot", plot]
-    script = f"from tests.benchmark import torch_script; torch_script({data_dir!r}, {plot!r})"
-    runs = {"numpy_mnist.py as it ships": lab_run, "a plain PyTorch script for the same work": ["-c", script]}
-    runs |= {
-        f"numpy_mnist.py --epoch-number {count}": [*lab_run, "--epoch-number", str(count)] for count in (1, 2, 4, 8)
-    }
-    sizes = (32, 64, 256, 512, 1024)
-    runs |= {f"numpy_mnist.py --batch-size {size}": [*lab_run, "--batch-size", str(size)] for size in sizes}
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    for _ in range(options.rounds):
-        for name, command in runs.items():
-            measured[name].append(seconds_and_megabytes(command))
-    rows = []
-    for name, values in measured.items():
-        seconds, megabytes = zip(*values, strict=True)
-        rows.append((name, summary(seconds), f"{statistics.median(megabytes):.0f}"))
-    print_table(("whole run", "seconds", "peak memory (MB)"), *rows)
+        if "epochs" in options.tables:
+            for size in options.batch_size:  # the second epoch, so that nobody is timed cold
+                rows = {name: contender(name, size, 2) for name in names}
+                print_table(f"second epoch, batch size {size}", rows, options.rounds, [0], of_epoch=True)
+        if "runs" in options.tables:  # everybody from cold
+            for title, epochs in (("default run, 3 epochs", 3), ("experiment 2, 10 epochs", 10)):
+                rows = {name: contender(name, 128, epochs) for name in names if name in RUNS}
+                rows |= {name: lab_run(epochs) for name in rows if name == "this lab"}
+                print_table(title, rows, options.rounds, loads)
+        if "threads" in options.tables:
+            rows = {f"env {setting}": ["env", *setting.split(), *lab_run(3)] for setting in THREADS}
+            print_table("default run of this lab", rows, options.rounds, loads)
 
 
 if __name__ == "__main__":

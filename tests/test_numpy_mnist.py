@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import os
 import re
 import signal
 import subprocess
@@ -461,11 +462,13 @@ def test_interrupted_training_saves_what_was_done(
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process alone")
 def test_ctrl_c_ends_the_process_with_130(tmp_path: Path) -> None:
     command = [sys.executable, numpy_mnist.__file__, "--dataset", "digits", "--epoch-number", "1000"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
         [*command, "--plot", str(tmp_path / "loss.png")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=environment,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as run:
         timer = threading.Timer(60, run.kill)  # ends the reading, too
