@@ -74,10 +74,11 @@ def test_bodies_are_left_out_and_nothing_else(folder: Path, name: str) -> None:
 
 def test_no_line_of_a_solution_is_in_the_copy(folder: Path) -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.suffix in (".py", ".md"))
+    code = {line.strip() for line in text.splitlines()} | set(re.findall(r"`([^`]+)`", text))
     for name in TO_WRITE:
         for _, node in exercise.functions_to_write((exercise.PROJECT / name).read_text(encoding="utf-8")):
             for statement in node.body[1:]:
-                assert ast.unparse(statement) not in text
+                assert ast.unparse(statement).splitlines()[-1].strip() not in code
 
 
 def test_gradient_check_says_what_is_not_written_yet(folder: Path) -> None:

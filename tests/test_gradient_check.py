@@ -44,13 +44,12 @@ def test_numerical_gradient_of_a_known_function() -> None:
     np.testing.assert_array_equal(x, before)
 
 
-def check_changed(
-    old: str, new: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def check_source(
+    source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[dict[str, str], str]:
-    """Check numpy_fnn.py with `old` replaced by `new`; return the verdicts that are not ok, by line, and all output."""
-    assert old in SOURCE, f"numpy_fnn.py has no {old!r}"
+    """Check this source in place of numpy_fnn.py's; return the verdicts that are not ok, by line, and all output."""
     changed = types.ModuleType("changed")
-    exec(SOURCE.replace(old, new, 1), changed.__dict__)
+    exec(source, changed.__dict__)
     for name in ("Matmul", "Relu", "Log", "Softmax", "NumpyLoss", "NumpyModel"):
         monkeypatch.setattr(gradient_check, name, getattr(changed, name))
     code = gradient_check.main()
@@ -60,6 +59,14 @@ def check_changed(
     verdicts = {" ".join(line.split()): verdict for line, verdict in table if verdict != "ok"}
     assert code == (1 if verdicts else 0)
     return verdicts, output
+
+
+def check_changed(
+    old: str, new: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[dict[str, str], str]:
+    """Check numpy_fnn.py with `old` replaced by `new`, as check_source does."""
+    assert old in SOURCE, f"numpy_fnn.py has no {old!r}"
+    return check_source(SOURCE.replace(old, new, 1), monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
