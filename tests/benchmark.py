@@ -1,8 +1,8 @@
 """Seconds that this lab and others need to train the same network, in Markdown: python -m tests.benchmark [--help].
 
 Every measurement is a process of its own, and the contenders take turns over several rounds, so that a noisy neighbor
-disturbs all of them alike. It needs Linux and about 15 minutes, with --busy 2 about an hour; the time left is shown.
-JAX is measured where it is installed. For one core: taskset -c 0 python -m tests.benchmark.
+disturbs all of them alike. It takes about ten minutes, with --busy 2 about forty, and shows the time left; it needs
+Linux. JAX is measured where it is installed. For one core: taskset -c 0 python -m tests.benchmark.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from numpy_fnn import NumpyModel
 from numpy_mnist import History, train
 from utils import Dataset, load_dataset, plot_curve
 
+ROOT = Path(__file__).parent.parent
 WIDTHS = [784, *(width for _, width in NumpyModel.SHAPES.values())]
 LEARNING_RATE = 0.1
 
@@ -38,8 +39,8 @@ def lab(data: Dataset, batch_size: int, epoch_number: int) -> History:
     return train(NumpyModel(), data.train, data.test, epoch_number, batch_size, LEARNING_RATE)
 
 
-def others(epoch_number: int, train_epoch: Callable[[], Iterable[float]], accuracy: Callable[[], float]) -> History:
-    """Do what `train` does, with other code for an epoch, which returns its losses, and for the accuracy."""
+def epochs_of(epoch_number: int, train_epoch: Callable[[], Iterable[float]], accuracy: Callable[[], float]) -> History:
+    """Do what this lab's `train` does, with an epoch, which returns its losses, and an accuracy from elsewhere."""
     history = History()
     for epoch in range(epoch_number):
         start = time.perf_counter()
@@ -55,8 +56,7 @@ def torch_eager(data: Dataset, batch_size: int, epoch_number: int) -> History:
     import torch
 
     x, y = torch.from_numpy(data.train[0]), torch.from_numpy(data.train[1]).long()
-    order: Callable[[], Any] = lambda: torch.randperm(len(x)).split(batch_size)  # noqa: E731
-    return torch_history(data, epoch_number, lambda: ((x[batch], y[batch]) for batch in order()))
+    return torch_history(data, epoch_number, lambda: ((x[i], y[i]) for i in torch.randperm(len(x)).split(batch_size)))
 
 
 def torch_loader(data: Dataset, batch_size: int, epoch_number: int) -> History:
@@ -91,7 +91,7 @@ def torch_history(data: Dataset, epoch_number: int, batches: Callable[[], Any]) 
     def accuracy() -> float:
         return float((model(x_test).argmax(1) == y_test).float().mean())
 
-    return others(epoch_number, train_epoch, accuracy)
+    return epochs_of(epoch_number, train_epoch, accuracy)
 
 
 def jax_jitted(data: Dataset, batch_size: int, epoch_number: int) -> History:
@@ -121,7 +121,7 @@ def jax_jitted(data: Dataset, batch_size: int, epoch_number: int) -> History:
             losses.append(loss)
         return [float(loss) for loss in losses]  # waits for all that was dispatched
 
-    return others(epoch_number, train_epoch, lambda: float((forward(weights, x_test).argmax(1) == y_test).mean()))
+    return epochs_of(epoch_number, train_epoch, lambda: float((forward(weights, x_test).argmax(1) == y_test).mean()))
 
 
 def sklearn_mlp(data: Dataset, batch_size: int, epoch_number: int) -> History:
@@ -134,7 +134,7 @@ def sklearn_mlp(data: Dataset, batch_size: int, epoch_number: int) -> History:
     def train_epoch() -> list[float]:
         return [model.partial_fit(*data.train, classes=np.arange(10)).loss_]
 
-    return others(epoch_number, train_epoch, lambda: model.score(*data.test))
+    return epochs_of(epoch_number, train_epoch, lambda: model.score(*data.test))
 
 
 def products(data: Dataset, batch_size: int, epoch_number: int) -> History:
@@ -149,7 +149,7 @@ def products(data: Dataset, batch_size: int, epoch_number: int) -> History:
                 a @ b
         return []
 
-    return others(epoch_number, train_epoch, lambda: 0)
+    return epochs_of(epoch_number, train_epoch, lambda: 0)
 
 
 CONTENDERS: dict[str, Callable[[Dataset, int, int], History]] = {
@@ -183,23 +183,22 @@ def measure(command: list[str], load: int) -> tuple[float, float, str]:
     """Run a command beside `load` busy processes, and return its wall time, peak memory in MB and output."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(load)]
     start = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output:
-        try:
-            process = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=output)
+    try:
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            output = "".join(process.stdout or ())
             _, process.returncode, usage = os.wait4(process.pid, 0)
-            seconds = time.perf_counter() - start
-        finally:
-            for one in busy:
-                one.kill()
-                one.wait()
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)} failed")
-        output.seek(0)
-        return seconds, usage.ru_maxrss / 1024, output.read()
+        seconds = time.perf_counter() - start
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return seconds, usage.ru_maxrss / 1024, output
 
 
 def print_table(
-    title: str, commands: dict[str, list[str]], rounds: int, loads: list[int], of_epoch: bool = False
+    title: str, commands: dict[str, list[str]], rounds: int, loads: list[int], epochs: bool = False
 ) -> None:
     """Measure commands beside each number of busy processes, taking turns, and print a Markdown table."""
     seconds: dict[tuple[str, int], list[float]] = {(name, load): [] for name in commands for load in loads}
@@ -209,7 +208,7 @@ def print_table(
         left = (time.perf_counter() - start) / (done or math.nan) * (len(turns) - done)
         print(f"\r\033[K{title}, {done + 1} of {len(turns)}, {left:.0f} s left: {name}", end="", file=sys.stderr)
         wall, megabytes, output = measure(commands[name], load)
-        seconds[name, load].append(float(output.split()[-1]) if of_epoch else wall)
+        seconds[name, load].append(float(output.split()[-1]) if epochs else wall)
         peaks[name].append(megabytes)
     print(file=sys.stderr)
     columns = [f"beside {load} busy processes (s)" if load else "seconds" for load in loads]
@@ -229,8 +228,8 @@ def print_machine(rounds: int) -> None:
     models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     config: Any = np.show_config(mode="dicts")
     blas = config["Build Dependencies"]["blas"]
-    packages = {"numpy": "numpy", "torch": "torch", "scikit-learn": "sklearn", "jax": "jax"}
-    versions = [f"{name} {metadata.version(name)}" for name, module in packages.items() if find_spec(module)]
+    packages = ("numpy", "torch", "scikit-learn", "jax")
+    versions = [f"{each.name} {each.version}" for each in metadata.distributions() if each.name in packages]
     print(f"{(models or [platform.machine()])[0]}, {len(os.sched_getaffinity(0))} cores, Python", end=" ")
     print(f"{platform.python_version()}, {', '.join(versions)}, NumPy's BLAS: {blas['name']} {blas['version']}.")
     print(f"Median of {rounds} rounds (smallest–largest), ratio to the first row.")
@@ -247,7 +246,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-dir", default="data", help="where MNIST is, or is downloaded to")
     options = parser.parse_args(arguments)
     data_dir = str(Path(options.data_dir).resolve())
-    load_dataset("MNIST", data_dir)
+    # Not here: Linux counts the peak memory of a process among that of those which it starts.
+    subprocess.run(
+        [sys.executable, "-c", f"import utils; utils.load_dataset('MNIST', {data_dir!r})"], cwd=ROOT, check=True
+    )
     print_machine(options.rounds)
     names = [name for name in options.contenders if name != "JAX, jitted" or find_spec("jax")]
     loads = [0, options.busy] if options.busy else [0]
@@ -265,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "epochs" in options.tables:
             for size in options.batch_size:  # the second epoch, so that nobody is timed cold
                 rows = {name: contender(name, size, 2) for name in names}
-                print_table(f"second epoch, batch size {size}", rows, options.rounds, [0], of_epoch=True)
+                print_table(f"second epoch, batch size {size}", rows, options.rounds, [0], epochs=True)
         if "runs" in options.tables:  # everybody from cold
             for title, epochs in (("default run, 3 epochs", 3), ("experiment 2, 10 epochs", 10)):
                 rows = {name: contender(name, 128, epochs) for name in names if name in RUNS}

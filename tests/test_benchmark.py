@@ -67,7 +67,7 @@ def test_measurement_is_of_one_process_beside_busy_ones() -> None:
     idle, busy = (benchmark.measure([sys.executable, "-c", program], load) for load in (0, 9))
     assert "numpy_fnn.py" in idle[2]
     assert 0 < idle[0] < 60
-    assert 128 < idle[1] < 500
+    assert idle[1] > 128
     assert int(busy[2].split()[0]) > int(idle[2].split()[0])
     with pytest.raises(SystemExit, match="failed"):
         benchmark.measure([sys.executable, "-c", "raise ValueError"], 0)
