@@ -49,16 +49,16 @@ def test_contenders_take_turns_idle_and_busy(
         return len(turns), 100 + len(turns), ""
 
     monkeypatch.setattr(benchmark, "measure", measure)
-    monkeypatch.setattr(benchmark, "THREADS", ["A=1", "-u A"])
+    monkeypatch.setattr(benchmark, "THREADS", ["", "A=1"])
     benchmark.main(["--data-dir", str(easy_dir), "--tables", "threads", "--rounds", "3", "--busy", "2"])
     assert [load for _, load in turns] == [0, 2] * 6
-    assert [command[:2] for command, _ in turns[::2]] == [["env", "A=1"], ["env", "-u"]] * 3
+    assert [command[1] for command, _ in turns[::2]] == [sys.executable, "A=1"] * 3
     head, rule, *rows = capsys.readouterr().out.splitlines()[-4:]
     title = "| default run of this lab | seconds | ratio | beside 2 busy processes (s) | ratio | peak memory (MB) |"
     assert (head, rule) == (title, "| --- " + "| --: " * 5 + "|")
     assert rows == [
-        "| env A=1 | 5.00 (1.00–9.00) | 1.00 | 6.00 (2.00–10.00) | 1.00 | 106 |",
-        "| env -u A | 7.00 (3.00–11.00) | 1.40 | 8.00 (4.00–12.00) | 1.33 | 108 |",
+        "| as it ships | 5.00 (1.00–9.00) | 1.00 | 6.00 (2.00–10.00) | 1.00 | 106 |",
+        "| A=1 | 7.00 (3.00–11.00) | 1.40 | 8.00 (4.00–12.00) | 1.33 | 108 |",
     ]
 
 
