@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,11 +45,18 @@ def test_numerical_gradient_of_a_known_function() -> None:
     np.testing.assert_array_equal(x, before)
 
 
+def with_signs(x_sign: int, w_sign: int, matmul: Any, *arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the gradients of a Matmul with these signs, for a wrong NumpyModel.backward to call."""
+    grad_x, grad_w = matmul.backward(*arguments)
+    return x_sign * grad_x, w_sign * grad_w
+
+
 def check_source(
     source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[dict[str, str], str]:
     """Check this source in place of numpy_fnn.py's; return the verdicts that are not ok, by line, and all output."""
     changed = types.ModuleType("changed")
+    changed.__dict__["with_signs"] = with_signs
     exec(source, changed.__dict__)
     for name in ("Matmul", "Relu", "Log", "Softmax", "NumpyLoss", "NumpyModel"):
         monkeypatch.setattr(gradient_check, name, getattr(changed, name))
@@ -108,6 +116,10 @@ def test_wrong_operator_is_wrong_in_its_own_line(
         ("self.softmax.backward(self.log_grad)", "self.log_grad", ["W3", "W2", "W1", "x1"]),
         ("self.log.backward(grad_y)", "grad_y", ["W3", "W2", "W1", "x1"]),
         ("self.relu_1.backward(self.x2_grad)", "self.relu_1.backward(-self.x2_grad)", ["W1", "x1"]),
+        ("self.matmul_1.backward(self.relu_1_grad", "with_signs(-1, 1, self.matmul_1, self.relu_1_grad", ["x1"]),
+        ("self.matmul_1.backward(self.relu_1_grad", "with_signs(1, -1, self.matmul_1, self.relu_1_grad", ["W1"]),
+        ("self.matmul_2.backward(self.relu_2_grad", "with_signs(1, -1, self.matmul_2, self.relu_2_grad", ["W2"]),
+        ("self.matmul_3.backward(self.softmax_grad", "with_signs(1, -1, self.matmul_3, self.softmax_grad", ["W3"]),
     ],
 )
 def test_wrong_wiring_is_wrong_in_the_models_lines(
