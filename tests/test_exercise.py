@@ -91,6 +91,7 @@ def test_tests_fail_by_name(folder: Path) -> None:
     tests = run(folder, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", "-k", "model_agrees or course")
     assert tests.returncode == 1, tests.stdout  # of an error at import it would be 2
     assert "FAILED tests/test_numpy_fnn.py::test_model_agrees_with_torch" in tests.stdout
+    assert "FAILED tests/test_numpy_mnist.py::test_course" in tests.stdout
     assert "NotImplementedError: write (1.1)" in tests.stdout
 
 
