@@ -1,153 +1,43 @@
 """Run the experiments of report.md over several seeds and refresh its tables and figures.
 
-Run it from the project's folder: python -m docs.experiments [--help].
+Run it from the project's folder: python -m docs.experiments [--help]. Runs are kept, so that a second call draws and
+writes without training.
 """
 
 import argparse
-import contextlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
-from tqdm import tqdm
+from scipy import stats
 
-from numpy_fnn import Array, Log, NumpyModel, NumpyOp, Softmax
-from numpy_mnist import DATA_DIR, History, new_model, train
-from utils import WINDOW, Dataset, load_dataset, moving_average
+import docs.judge as j
+from docs.runs import AROUND, BRANCHES, FORMS, Branch, Job, Run, Setting, gather, machine
+from docs.judge import EXPERIMENTS, Result
+from numpy_fnn import Log, NumpyLoss, NumpyModel, Softmax
+from numpy_mnist import DATA_DIR
+from utils import WINDOW, Dataset, draw_mistakes, load_dataset, one_hot
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 REPORT = Path(__file__).with_name("report.md")
 FIGURES = REPORT.with_name("figures")
+RATES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # the sweep; 0.1 is experiment 3, 0.5 experiment 4
+LEVELS = (0.3, 0.2, 0.1, 0.05)  # losses at which fluctuations are compared
+BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
+SMALL = EXPERIMENTS[2].trained._replace(epochs=len(EXPERIMENTS[2].original))  # of its seed 0 the weights are looked at
+BURSTING = EXPERIMENTS[4].trained
+COLORS = dict(zip(BRANCHES, (EXPERIMENTS[4].color, "#cc79a7", "black"), strict=True))
+OUTCOMES = {"calm": "no burst", "burst": "burst, recovered", "chance": "ended at chance", "NaN": "ended in NaN"}
 
 
-class Experiment(NamedTuple):
-    """Hyperparameters, the original report's accuracy after each epoch, and the line that stands for it in pictures."""
-
-    batch_size: int
-    learning_rate: float
-    original: tuple[float, ...]
-    line: dict[str, Any]
-
-
-class Result(NamedTuple):
-    """What the runs of an experiment gave, one row a seed: losses (seeds, steps), the others (seeds, epochs)."""
-
-    losses: Array
-    accuracies: Array
-    seconds: Array
-    output: str
-    model: NumpyModel
-
-
-# Each with its own dashes, so that they can be told apart in grayscale.
-EXPERIMENTS = {
-    1: Experiment(128, 0.1, (0.9485, 0.9647, 0.9715), {"color": "black", "linestyle": "-", "linewidth": 3}),
-    2: Experiment(
-        128,
-        0.1,
-        (0.9496, 0.9600, 0.9675, 0.9761, 0.9755, 0.9775, 0.9791, 0.9795, 0.9781, 0.9810),
-        {"color": "navy", "linestyle": "--"},
-    ),
-    3: Experiment(
-        256,
-        0.1,
-        (0.9253, 0.9477, 0.9522, 0.9651, 0.9680, 0.9731, 0.9755, 0.9766, 0.9766, 0.9790),
-        {"color": "tab:red", "linestyle": "-."},
-    ),
-    4: Experiment(
-        256,
-        0.5,
-        (0.9505, 0.9675, 0.9706, 0.9471, 0.9737, 0.8980, 0.9757, 0.9573, 0.9770, 0.9792),
-        {"color": "tab:orange", "linestyle": ":"},
-    ),
-}
-
-
-class UnstableSoftmax(Softmax):
-    """Softmax without the shift by the row's maximum."""
-
-    def forward(self, x: Array) -> Array:
-        """Return y, shaped like x; NaN where an exponential overflows."""
-        y = np.exp(x)
-        y /= y.sum(axis=-1, keepdims=True)
-        self.memory = {"y": y}
-        return y
-
-
-class InexactLog(Log):
-    """Log whose backward forgets the epsilon of its forward."""
-
-    def backward(self, grad_y: Array) -> Array:
-        """Return grad_x, shaped like grad_y; infinite where x is 0."""
-        return grad_y / self.memory["x"]
-
-
-def run(
-    experiment: Experiment, dataset: Dataset, seed: int, history: History, **operators: NumpyOp
-) -> tuple[NumpyModel, str]:
-    """Train once as numpy_mnist.py does, with `operators` for the model's, fill `history`, return model and output."""
-    rng, printed = np.random.default_rng(seed), io.StringIO()
-    model = new_model(rng)
-    vars(model).update(operators)
-    sgd = (len(experiment.original), experiment.batch_size, experiment.learning_rate)
-    with contextlib.redirect_stdout(printed):
-        train(model, dataset.train, dataset.test, *sgd, rng, history)
-    return model, printed.getvalue()
-
-
-def run_seeds(experiment: Experiment, dataset: Dataset, seeds: int, progress: Any) -> Result:
-    """Train with every seed."""
-    histories = [History() for _ in range(seeds)]
-    runs = []
-    for seed, history in enumerate(histories):
-        runs.append(run(experiment, dataset, seed, history))
-        progress.update()
-    losses, accuracies, seconds = (
-        np.array([getattr(history, name) for history in histories]) for name in ("losses", "accuracies", "seconds")
-    )
-    model, output = runs[0]
-    return Result(losses, accuracies, seconds, output, model)
-
-
-def run_unstable(experiment: Experiment, dataset: Dataset, seeds: int, progress: Any) -> list[int | None]:
-    """Train with the unstable forms, and return for every seed the step at which the loss was no longer finite."""
-    steps: list[int | None] = []
-    for seed in range(seeds):
-        history = History()
-        try:
-            with np.errstate(divide="ignore"):
-                run(experiment, dataset, seed, history, softmax=UnstableSoftmax(), log=InexactLog())
-            steps.append(None)
-        except FloatingPointError:
-            steps.append(len(history.losses))
-        progress.update()
-    return steps
-
-
-def table(*rows: Sequence[object]) -> str:
-    """Return a Markdown table, the first row its head."""
-    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
-
-
-def smooth(losses: Array) -> Array:
-    """Return the moving average of every row."""
-    return np.array([moving_average(row) for row in losses])
-
-
-def fluctuation(losses: Array, epoch: int, epochs: int) -> Array:
-    """Return for every row the standard deviation, in one epoch, of the loss around its moving average."""
-    return np.array_split(losses - smooth(losses), epochs, axis=1)[epoch].std(axis=1)
-
-
-def epoch_loss(losses: Array, epoch: int, epochs: int) -> Array:
-    """Return for every row the mean loss of one epoch."""
-    return np.array_split(losses, epochs, axis=1)[epoch].mean(axis=1)
+def title(number: int) -> str:
+    """Return the name of an experiment with its hyperparameters."""
+    (_, batch_size, rate, *_), _, original = EXPERIMENTS[number]
+    return f"Experiment {number}: {len(original)} epochs, batch size {batch_size}, learning rate {rate}"
 
 
 # ---- pictures
@@ -160,256 +50,269 @@ def save(figure: Any, name: str) -> None:
     plt.close(figure)
 
 
-def plot_experiment(number: int, result: Result) -> None:
-    """Draw the loss of seed 0, its moving average, and the band of the moving averages of all seeds."""
-    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
-    averages = smooth(result.losses)
-    steps = np.arange(averages.shape[1])
-    color = EXPERIMENTS[number].line["color"]
-    seeds = len(averages)
-    axes.plot(result.losses[0], color=color, alpha=0.5, linewidth=0.6, label="seed 0, each step")
-    axes.fill_between(
-        steps,
-        averages.min(0),
-        averages.max(0),
-        color="gray",
-        alpha=0.5,
-        label=f"{seeds} seeds, means of {WINDOW} steps",
+def draw_seeds(ax: Any, x: np.ndarray, rows: np.ndarray, label: str, color: str, linestyle: str = "-") -> None:
+    """Draw a thin line for every seed, and their median; `x` is (points,) or (seeds, points)."""
+    ax.plot(np.broadcast_to(x, rows.shape).T, rows.T, color=color, alpha=0.35, linewidth=0.5)
+    ax.plot(
+        np.median(np.atleast_2d(x), axis=0), np.median(rows, axis=0), linestyle, color=color, linewidth=2, label=label
     )
-    axes.plot(steps, averages[0], color=color, linewidth=1.5, label=f"seed 0, mean of {WINDOW} steps")
-    axes.set(xlabel="step (one mini-batch)", ylabel="training loss (nats per image)", yscale="log")
-    axes.set_title(title(number))
-    axes.legend()
-    axes.grid(alpha=0.3)
+
+
+def accuracy_axis(ax: Any) -> None:
+    """Stretch accuracies near 1, so that the worst value is in the picture and the usual ones can be told apart."""
+    ticks = [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.999, 0.9999]
+    ax.set_yscale("logit")
+    ax.set_yticks(ticks, map(str, ticks))
+    ax.minorticks_off()
+    ax.set(xlabel="epoch", ylabel="test accuracy (fraction)")
+
+
+def plot_experiment(number: int, result: Result) -> None:
+    """Draw loss and accuracy of every seed, with the original's accuracies as marks."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    _, color, original = EXPERIMENTS[number]
+    epochs = len(original)
+    steps = np.arange(result.epoch(epochs)[0])
+    seeds = f"{len(result.losses)} seeds and their median"
+    draw_seeds(left, steps / max(result.epoch(1)[0], 1), result.averages[:, : len(steps)], seeds, color)
+    left.set(xlabel="epoch", ylabel=f"training loss (nats per image),\nmean of {WINDOW} steps", yscale="log")
+    draw_seeds(right, np.arange(epochs), result.accuracies[:, :epochs], seeds, color)
+    for other in (number,) if number > 2 else (1, 2):
+        marks = EXPERIMENTS[other].original
+        right.plot(
+            marks, "D" if other == number else "s", color="black", mfc="white", label=f"original, experiment {other}"
+        )
+    accuracy_axis(right)
+    figure.suptitle(title(number))
+    for ax in (left, right):
+        ax.legend()
+        ax.grid(alpha=0.3)
     save(figure, f"experiment_{number}.png")
 
 
-def title(number: int) -> str:
-    """Return the name of an experiment with its hyperparameters."""
-    batch_size, rate, original, _ = EXPERIMENTS[number]
-    return f"Experiment {number}: {len(original)} epochs, batch size {batch_size}, learning rate {rate}"
-
-
 def plot_comparison(results: dict[int, Result]) -> None:
-    """Draw loss and accuracy of all experiments, means over the seeds, against steps and against seconds."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex="col", sharey="row", layout="constrained")
+    """Draw the loss of the experiments, counted in epochs, steps and seconds."""
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.5), sharey=True, layout="constrained")
     for number, result in results.items():
-        line = EXPERIMENTS[number].line
-        averages = smooth(result.losses).mean(axis=0)
-        count, epochs = result.losses.shape[1], result.accuracies.shape[1]
-        ends = np.linspace(0, count, epochs + 1)
-        seconds = np.concatenate([[0], np.median(result.seconds, axis=0).cumsum()])
+        epochs, color = len(EXPERIMENTS[number].original), EXPERIMENTS[number].color
+        count = result.epoch(epochs)[0]
         steps = np.arange(count)
-        accuracy = result.accuracies.mean(axis=0)
-        for column, x in ((0, steps), (1, np.interp(steps, ends, seconds))):
-            axes[0, column].plot(x, averages, label="" if column else title(number), **line)
-        for column, x in ((0, ends[1:]), (1, seconds[1:])):
-            axes[1, column].plot(x, accuracy, marker="o", markersize=4, **line)
-    axes[0, 0].set(ylabel=f"training loss (nats per image),\nmean of {WINDOW} steps and all seeds", yscale="log")
-    axes[1, 0].set(xlabel="step (one mini-batch)", ylabel="test accuracy (fraction),\nmean of all seeds", ylim=(0.9, 1))
-    axes[1, 1].set(xlabel="training time (seconds)")
-    figure.legend(loc="outside lower center", ncols=2)
-    for ax in axes.flat:
+        seconds = steps / max(result.epoch(1)[0], 1) * np.median(result.seconds, axis=1)[:, None]
+        for ax, x in zip(axes, (steps / max(result.epoch(1)[0], 1), steps, seconds), strict=True):
+            draw_seeds(ax, x, result.averages[:, :count], title(number), color)
+    axes[0].set(ylabel=f"training loss (nats per image),\nmean of {WINDOW} steps", yscale="log")
+    for ax, unit in zip(axes, ("epochs", "steps", "seconds of training"), strict=True):
+        ax.set_xlabel(unit)
         ax.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     save(figure, "comparison.png")
 
 
-def plot_mistakes(model: NumpyModel, images: Array, labels: Array) -> None:
-    """Draw the test digits whose wrong answer has the highest probability."""
-    probabilities = np.exp(model.forward(images))
-    answers = probabilities.argmax(axis=1)
-    wrong = np.flatnonzero(answers != labels)
-    worst = wrong[np.argsort(-probabilities[wrong, answers[wrong]], kind="stable")][:24]
-    figure, axes = plt.subplots(3, 8, figsize=(11, 5.2), layout="constrained")
-    for ax in axes.flat:
-        ax.axis("off")
-    for ax, i in zip(axes.flat, worst, strict=False):
-        ax.imshow(images[i].reshape(28, 28), cmap="gray_r")
-        answer, label = answers[i], labels[i]
-        ax.set_title(
-            f"taken for {answer}: {probabilities[i, answer]:.3f}\nlabeled {label}: {probabilities[i, label]:.3f}",
-            fontsize=9,
-        )
+def plot_saturation(result: Result) -> None:
+    """Draw training and test accuracy of the long experiment 2."""
+    figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    epochs = np.arange(result.accuracies.shape[1])
+    draw_seeds(ax, epochs, result.train_accuracies, "training (first 10,000 images)", "gray", "--")
+    draw_seeds(ax, epochs, result.accuracies, "test", EXPERIMENTS[2].color)
+    accuracy_axis(ax)
+    ax.set(title="Experiment 2 continued: what is still learned no longer helps", ylabel="accuracy (fraction)")
+    ax.legend()
+    ax.grid(alpha=0.3)
+    save(figure, "saturation.png")
+
+
+def plot_noise(noise: dict[int, float], sigma: float) -> None:
+    """Draw how the loss of a batch scatters at fixed weights, beside σ/√B."""
+    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    sizes = np.array(list(noise))
+    ax.plot(sizes, sigma / np.sqrt(sizes), "--", color="gray", label="σ/√B")
+    ax.plot(sizes, list(noise.values()), "o", color=EXPERIMENTS[2].color, label="measured")
+    ax.set(xscale="log", yscale="log", xlabel="batch size B", ylabel="standard deviation of the loss\n(nats per image)")
+    ax.set_xticks(sizes, sizes)
+    ax.minorticks_off()
+    ax.set_title("Fixed weights: four times the batch, half the noise")
+    ax.legend()
+    ax.grid(alpha=0.3)
+    save(figure, "noise.png")
+
+
+def plot_outcomes(groups: dict[str, list[Run]]) -> None:
+    """Draw for each learning rate which share of its runs ended how."""
+    figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    bottom = np.zeros(len(groups))
+    for (key, label), color in zip(OUTCOMES.items(), ("#dddddd", "#d55e00", "#555555", "black"), strict=True):
+        shares = np.array([j.outcomes(runs, BURSTING).count(key) / len(runs) for runs in groups.values()])
+        ax.bar(list(groups), shares, bottom=bottom, color=color, edgecolor="white", label=label)
+        bottom += shares
+    ax.set(
+        xlabel="learning rate",
+        ylabel="share of the runs",
+        title="Batch size 256, 10 epochs: the higher the rate, the more bursts",
+    )
+    figure.legend(loc="outside right center")
+    save(figure, "rates.png")
+
+
+def plot_burst(branches: dict[str, Branch], name: str) -> None:
+    """Draw one burst, from the same weights and batches in each of the branches."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 6.5), sharex=True, layout="constrained")
+    labels = (
+        "true loss (nats per image)",
+        "recorded loss (nats per image)",
+        "share of images with p < ε",
+        "norm of the gradient",
+    )
+    for forms, (course, accuracy) in branches.items():
+        steps = np.arange(len(course)) - AROUND[0]
+        for ax, label, values in zip(axes.flat, labels, course.T, strict=True):
+            ax.plot(
+                steps, values, color=COLORS[forms], linewidth=1, label=f"{forms}: accuracy {accuracy:.3f} at the end"
+            )
+            if not np.isfinite(values).all():
+                last = int(np.isfinite(values).argmin()) - 1
+                ax.plot(steps[last], values[last], "x", color=COLORS[forms], markersize=10, markeredgewidth=3)
+            ax.set(ylabel=label, yscale="linear" if "share" in label else "symlog" if "norm" in label else "log")
+            ax.grid(alpha=0.3)
+    for ax in axes[1]:
+        ax.set_xlabel("step, from the first whose loss is above that of guessing")
+    figure.suptitle(f"One burst, {name}: who comes back (× where a run ends in NaN)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    save(figure, "burst.png")
+
+
+def plot_mistakes(model: NumpyModel, images: np.ndarray, labels: np.ndarray) -> None:
+    """Draw the test digits of which the network is most certain and wrong."""
+    figure, ax = plt.subplots(figsize=(9, 5), layout="constrained")
+    draw_mistakes(ax, model.forward(images), images, labels, rows=3, columns=8)
     save(figure, "mistakes.png")
 
 
 # ---- tables
 
 
-def experiment_section(number: int, result: Result) -> str:
-    """Return what the report says of one experiment."""
-    rows: list[tuple[str, ...]] = [
-        ("epoch", "original", "mean", "standard deviation", "smallest", "largest", "original inside")
-    ]
-    for epoch, values in enumerate(result.accuracies.T):
-        original = EXPERIMENTS[number].original[epoch]
-        inside = "yes" if values.min().round(4) <= original <= values.max().round(4) else "no"
-        figures = (original, values.mean(), values.std(ddof=1), values.min(), values.max())
-        rows.append((str(epoch), *(f"{figure:.4f}" for figure in figures), inside))
-    outside = [row[0] for row in rows if row[-1] == "no"]
-    where = (
-        f"outside after epoch{'s' * (len(outside) > 1)} {', '.join(outside)}" if outside else "inside after every epoch"
-    )
+def table(*rows: Sequence[object]) -> str:
+    """Return a Markdown table, the first row its head."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def clip_section() -> str:
+    """Return what the operators make of one wrong class that is ahead by Δ, in float32."""
+    rows: list[Sequence[str]] = [("Δ", "p", "gradient that reaches the scores, of cross-entropy's")]
+    for ahead in (10, 20, 25, -np.log(1e-12), 30, 40, 80, 104):
+        softmax, log, loss = Softmax(), Log(), NumpyLoss()
+        p = softmax.forward(np.array([[0, ahead]], np.float32))
+        loss.get_loss(log.forward(p), one_hot([0], 2))
+        share = softmax.backward(log.backward(loss.backward()))[0, 1] / p[0, 1]
+        rows.append((f"{ahead:.3g}", f"{p[0, 0]:.1e}", f"{share:.4f}" if share > 0.001 else f"{share:.0e}"))
+    return table(*rows)
+
+
+def experiment_section(number: int, result: Result, run: Run) -> str:
+    """Return what the report says of one experiment; `run` is that of seed 0."""
+    original = EXPERIMENTS[number].original
+    out = j.outside(result.accuracies, original)
+    rows: list[Sequence[object]] = [("epoch", "original", "median", "smallest", "largest", "original inside")]
+    for epoch, values in enumerate(result.accuracies.T[: len(original)]):
+        figures = (original[epoch], np.median(values), values.min(), values.max())
+        rows.append((epoch, *(f"{figure:.4f}" for figure in figures), "no" if epoch in out else "yes"))
+    lines = "".join(run.output.splitlines(keepends=True)[: len(original)])
+    text = f"{title(number)}. Seed 0 prints\n\n```text\n{lines}```\n\nand the accuracies of {len(result.losses)} seeds are:"
+    picture = f"\n\n![Loss and accuracy of experiment {number}](figures/experiment_{number}.png)" if number > 1 else ""
+    return f"{text}\n\n{table(*rows)}{picture}"
+
+
+def originals_section(results: dict[int, Result]) -> str:
+    """Return how many of the original's values lie outside the range of the seeds."""
+    count = sum(len(experiment.original) for experiment in EXPERIMENTS.values())
+    out = sum(len(j.outside(results[max(n, 2)].accuracies, EXPERIMENTS[n].original)) for n in EXPERIMENTS)
+    seeds = len(results[2].losses)
     return (
-        f"{title(number)}. Seed 0 prints\n\n```text\n{result.output}```\n\nand the accuracies of {len(result.losses)} "
-        f"seeds are, with the original report's value {where}:\n\n{table(*rows)}\n\n"
-        f"![Loss of experiment {number}](figures/experiment_{number}.png)"
+        f"Of the original's {count} values, {out} lie outside the range of the {seeds} seeds. A further run of the same "
+        f"kind would lie outside with a probability of 2/{seeds + 1} each, so that {2 * count / (seeds + 1):.1f} are expected."
     )
 
 
-def plus_minus(values: Array, digits: int = 4) -> str:
-    """Return mean and standard deviation."""
-    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
+def number(value: float, digits: int) -> str:
+    """Return a number for a table, without a minus before 0."""
+    return f"{value + 0:.{digits}f}".replace("-0." + "0" * digits, "0." + "0" * digits)
 
 
-def first_below(result: Result, threshold: float) -> tuple[Array, Array, Array]:
-    """Return for every seed the steps, epochs and seconds until the loss, averaged, is below the threshold."""
-    averages = smooth(result.losses)
-    below = averages < threshold
-    steps = np.where(below.any(axis=1), below.argmax(axis=1), averages.shape[1])
-    epochs = steps * result.accuracies.shape[1] / result.losses.shape[1]
-    return steps, epochs, epochs * np.median(result.seconds, axis=1)
-
-
-def standard_error(values: Array) -> float:
-    """Return the standard error of the mean."""
-    return float(values.std(ddof=1) / np.sqrt(len(values)))
-
-
-class Measurement(NamedTuple):
-    """A figure that a conclusion says is positive, over the seeds."""
-
-    text: str
-    values: Array
-    as_concluded: bool
-    digits: int = 4
-
-
-def positive(text: str, values: Array, digits: int = 4) -> Measurement:
-    """Return a measurement that is as concluded where its mean is more than two standard errors above 0."""
-    return Measurement(text, values, bool(values.mean() > 2 * standard_error(values)), digits)
-
-
-def mean(rows: Array) -> Array:
-    """Return the mean of every row, and 0 where rows are empty."""
-    return rows.sum(axis=1) / max(rows.shape[1], 1)
-
-
-def measurements(results: dict[int, Result]) -> dict[str, list[Measurement]]:
-    """Return for each of the five conclusions the figures that test it."""
-    small, large, fast = results[2], results[3], results[4]
-    epochs = small.accuracies.shape[1]
-    early, late = min(2, epochs - 1), epochs - 1
-    middle = epochs // 2
-    accuracy = {2: small.accuracies, 3: large.accuracies, 4: fast.accuracies}
-    changes = np.diff(accuracy[2], axis=1, prepend=0)
-    first, last = changes[:, early + 1 : middle + 1], changes[:, middle + 1 :]
-    rough = {n: fluctuation(results[n].losses, late, epochs) for n in (2, 3, 4)}
-    difference, spread = accuracy[2][:, late] - accuracy[3][:, late], accuracy[3][:, late].std(ddof=1)
-    small_epochs, large_epochs = first_below(small, 0.1)[1], first_below(large, 0.1)[1]
-    slow_steps, fast_steps = first_below(large, 0.5)[0], first_below(fast, 0.5)[0]
-
-    return {
-        "(a) More epochs raise accuracy until it saturates and fluctuates.": [
-            positive(
-                f"experiment 2, accuracy after epoch {late} less that after epoch {early}",
-                accuracy[2][:, late] - accuracy[2][:, early],
-            ),
-            positive(
-                f"mean gain of an epoch from {early + 1} to {middle} less that of an epoch from {middle + 1} to {late}",
-                mean(first) - mean(last),
-            ),
-            positive(
-                f"standard deviation of the gains of epochs {middle + 1} to {late} less their mean",
-                mean((last - mean(last)[:, None]) ** 2) ** 0.5 - mean(last),
-            ),
-        ],
-        "(b) More epochs lower the loss and its fluctuation.": [
-            positive(
-                f"experiment 2, mean loss of epoch {early} less that of epoch {late}",
-                epoch_loss(small.losses, early, epochs) - epoch_loss(small.losses, late, epochs),
-            ),
-            positive(
-                f"fluctuation in epoch {early} less that in epoch {late}",
-                fluctuation(small.losses, early, epochs) - rough[2],
-            ),
-        ],
-        "(c) A larger batch learns more slowly per epoch but ends about as high.": [
-            positive("accuracy after epoch 0, experiment 2 less experiment 3", accuracy[2][:, 0] - accuracy[3][:, 0]),
-            positive(
-                "epochs until the loss is below 0.1, experiment 3 less experiment 2", large_epochs - small_epochs, 2
-            ),
-            Measurement(
-                f"accuracy after epoch {late}, experiment 2 less experiment 3; at most the standard deviation that "
-                f"experiment 3 has over the seeds, {spread:.4f}",
-                difference,
-                bool(abs(difference.mean()) <= spread),
-            ),
-        ],
-        "(d) A larger batch has a smoother loss.": [
-            positive(f"fluctuation in epoch {late}, experiment 2 less experiment 3", rough[2] - rough[3]),
-            positive(
-                f"fluctuation in epoch {late} per mean loss there, experiment 2 less experiment 3",
-                rough[2] / epoch_loss(small.losses, late, epochs) - rough[3] / epoch_loss(large.losses, late, epochs),
-            ),
-        ],
-        "(e) A higher learning rate falls faster and fluctuates more.": [
-            positive("steps until the loss is below 0.5, experiment 3 less experiment 4", slow_steps - fast_steps, 0),
-            positive(f"fluctuation in epoch {late}, experiment 4 less experiment 3", rough[4] - rough[3]),
-            positive(
-                f"standard deviation of the accuracy from epoch {middle} on, experiment 4 less experiment 3",
-                accuracy[4][:, middle:].std(axis=1) - accuracy[3][:, middle:].std(axis=1),
-            ),
-        ],
-    }
-
-
-def conclusions(results: dict[int, Result]) -> str:
-    """Return the five conclusions with their figures and verdicts."""
-    head = ("measured", "mean ± standard deviation", "median", "seeds above 0", "as concluded")
+def conclusions_section(results: dict[int, Result]) -> str:
+    """Return the five conclusions with what was measured and the verdicts."""
+    claims = j.measurements(*(results[n] for n in (2, 3, 4)))
+    verdicts = iter(j.judge([measurement for measured in claims.values() for measurement in measured]))
+    head = ("measured", "concluded", "median and 95 % interval", "smallest to largest", "p", "as concluded")
     paragraphs = []
-    for claim, measured in measurements(results).items():
-        as_concluded = [each.as_concluded for each in measured]
-        verdict = "holds" if all(as_concluded) else "holds partly" if any(as_concluded) else "does not hold"
-        rows = [
-            (
-                text,
-                plus_minus(values, digits),
-                f"{np.median(values):.{digits}f}",
-                f"{(values > 0).sum()} of {len(values)}",
-                "yes" if holds else "no, the opposite" if values.mean() < -2 * standard_error(values) else "no",
-            )
-            for text, values, holds, digits in measured
-        ]
-        paragraphs.append(f"**{claim} It {verdict}.**\n\n{table(head, *rows)}")
-    (_, epochs_128, seconds_128), (_, epochs_256, seconds_256) = (first_below(results[n], 0.1) for n in (2, 3))
-    in_epochs, in_seconds = epochs_256.mean() / epochs_128.mean(), seconds_256.mean() / seconds_128.mean()
-    paragraphs.append(
-        f"Does a larger batch train more slowly? Counted in epochs, {'yes' if in_epochs > 1 else 'no'}: until the loss "
-        f"is below 0.1, batch size 256 needs {plus_minus(epochs_256, 2)} epochs and batch size 128 "
-        f"{plus_minus(epochs_128, 2)}, {in_epochs:.2f} times as many. Counted in seconds, "
-        f"{'yes' if in_seconds > 1 else 'no'}: {plus_minus(seconds_256, 2)} against {plus_minus(seconds_128, 2)}, "
-        f"{in_seconds:.2f} times as long."
-    )
-    middle = results[4].accuracies.shape[1] // 2
-    worst = {number: results[number].accuracies[:, middle:].min(axis=1) for number in (3, 4)}
-    paragraphs.append(
-        f"The worst epoch from epoch {middle} on has an accuracy of {plus_minus(worst[4])} at learning rate 0.5 "
-        f"(lowest {worst[4].min():.4f}) against {plus_minus(worst[3])} at 0.1 (lowest {worst[3].min():.4f})."
-    )
+    for claim, measured in claims.items():
+        rows: list[Sequence[str]] = []
+        for (text, values, digits, null, margin), verdict in zip(measured, verdicts):
+            concluded = f"above {null:g}" if margin is None else f"within ±{margin:.4f}"
+            median, low, high, least, most = (number(x, digits) for x in (*verdict[:3], values.min(), values.max()))
+            p = "< 0.0001" if verdict.p_value < 0.0001 else f"{verdict.p_value:.4f}"
+            rows.append((text, concluded, f"{median} ({low} to {high})", f"{least} to {most}", p, verdict.words))
+        paragraphs.append(f"**{claim} {j.overall([row[-1] for row in rows])}**\n\n{table(head, *rows)}")
     return "\n\n".join(paragraphs)
 
 
-def stability(stable: Result, steps: list[int | None]) -> str:
-    """Return what the unstable forms did to experiment 4."""
-    ended = [step for step in steps if step is not None]
-    rows = [
-        (seed, "to the end" if step is None else f"NaN at step {step}", f"{stable.accuracies[seed, -1]:.4f}")
-        for seed, step in enumerate(steps)
+def noise_section(results: dict[int, Result], noise: dict[int, float], sigma: float) -> str:
+    """Return the fluctuation at equal losses, and that at fixed weights beside σ/√B."""
+    levels: list[Sequence[str]] = [
+        ("loss", "fluctuation, batch size 128", "batch size 256", "ratio", "seeds with a ratio above 1")
+    ]
+    for level in LEVELS:
+        two, three = (j.fluctuation_at(results[n], level) for n in (2, 3))
+        median = (f"{np.median(x):.4f}" for x in (two, three))
+        levels.append((str(level), *median, f"{np.median(two / three):.2f}", f"{(two > three).sum()} of {len(two)}"))
+    sizes = [("batch size B", *map(str, noise)), ("measured", *(f"{x:.4f}" for x in noise.values()))]
+    sizes.append(("σ/√B", *(f"{sigma / size**0.5:.4f}" for size in noise)))
+    at_end = [
+        (np.median(j.fluctuation(r, r.epoch(9), r.epoch(10))), np.median(j.mean_loss(r, 9)))
+        for r in (results[2], results[3])
     ]
     return (
-        f"Of {len(steps)} runs with the unstable forms, {len(ended)} ended in NaN; with this lab's forms, none did.\n\n"
-        + table(("seed", "unstable forms", "last accuracy with this lab's forms"), *rows)
+        f"At equal losses (medians over the seeds; √2 = {2**0.5:.2f} is expected):\n\n{table(*levels)}\n\nAt fixed weights, "
+        f"those of seed 0 after experiment 2, where the losses of single images have a standard deviation of "
+        f"σ = {sigma:.3f}:\n\n{table(*sizes)}\n\nAt equal epochs the two sizes can't be compared: in epoch 9 the smaller batch "
+        f"fluctuates by {at_end[0][0]:.4f} around a loss of {at_end[0][1]:.4f}, the larger by {at_end[1][0]:.4f} around one "
+        f"of {at_end[1][1]:.4f}."
+    )
+
+
+def outcomes_table(head: str, groups: dict[str, list[Run]]) -> str:
+    """Return how the runs of each group ended."""
+    rows: list[Sequence[object]] = [
+        (head, "runs", *OUTCOMES.values(), "lost, 95 % interval", "median of the last accuracies")
+    ]
+    for name, runs in groups.items():
+        outcomes = j.outcomes(runs, BURSTING)
+        counts = [outcomes.count(key) for key in OUTCOMES]
+        low, high = stats.binomtest(sum(counts[2:]), len(runs)).proportion_ci()
+        last = [run.accuracies[-1] for run, ended in zip(runs, outcomes, strict=True) if ended != "NaN"]
+        rows.append((name, len(runs), *counts, f"{low:.0%} to {high:.0%}", f"{np.median(last):.4f}" if last else ""))
+    return table(*rows)
+
+
+def bursts_section(bursts: dict[Job, dict[str, Branch]]) -> str:
+    """Return what became of every burst in each of the branches."""
+    rows: list[Sequence[object]] = [("seed", "first step", "highest recorded loss", "highest true loss", *BRANCHES)]
+    for job, branches in bursts.items():
+        true, recorded = branches[BRANCHES[0]].course[:, :2].max(axis=0)
+        ending = (f"{b.accuracy:.4f}" if np.isfinite(b.course).all() else "NaN" for b in branches.values())
+        rows.append((job.seed, job.burst, f"{recorded:.1f}", f"{true:.1f}", *ending))
+    counts = [sum(j.recovered(branches[forms]) for branches in bursts.values()) for forms in BRANCHES]
+    back = ", ".join(f"{forms} from {count}" for forms, count in zip(BRANCHES, counts, strict=True))
+    head = f"Of {len(bursts)} bursts, an accuracy of 0.9 or more {AROUND[1]} steps later: {back}."
+    return f"{head} Highest losses are those of this lab's forms; the last columns have the accuracy at the end:\n\n{table(*rows)}"
+
+
+def chaos_section(run: Run, nudged: Run) -> str:
+    """Return how far two runs come apart of which one weight differs in its last bit."""
+    ends = [f"{accuracies[-1]:.4f}" for accuracies in (run.accuracies, nudged.accuracies)]
+    largest = abs(run.accuracies - nudged.accuracies).max()
+    return (
+        f"Seed 0 of experiment 4 ends at {ends[0]}. With a single initial weight changed in its last bit it ends at {ends[1]}, "
+        f"and after one epoch the two accuracies are {largest:.4f} apart."
     )
 
 
@@ -421,32 +324,80 @@ def fill(report: str, name: str, content: str) -> str:
     return f"{before}{begin}\n{content}\n\n{end}{after}"
 
 
+def plan(seeds: int) -> dict[Setting, int]:
+    """Return how many seeds each setting is trained with: the sweep and the single changes of forms with half of them."""
+    counts = {EXPERIMENTS[n].trained: seeds for n in (2, 3, 4)}
+    counts |= {BURSTING._replace(forms=forms): seeds if forms in BRANCHES else seeds // 2 for forms in FORMS}
+    counts |= {BURSTING._replace(learning_rate=rate): seeds // 2 for rate in RATES if rate not in (0.1, 0.5)}
+    return counts | {SMALL: 1, BURSTING._replace(nudged=True): 1}
+
+
+def refresh(runs: dict[Setting, list[Run]], bursts: dict[Job, dict[str, Branch]], dataset: Dataset) -> None:
+    """Draw the figures and write the sections of the report that have numbers."""
+    images, labels = dataset.train
+    results = {
+        n: j.stack(runs[setting], setting, len(labels)) for n in (2, 3, 4) for setting in [EXPERIMENTS[n].trained]
+    }
+    sections = {
+        f"experiment {n}": experiment_section(n, results[max(n, 2)], runs[EXPERIMENTS[n].trained][0])
+        for n in EXPERIMENTS
+    }
+    for n, result in results.items():
+        plot_experiment(n, result)
+    plot_comparison(results)
+    plot_saturation(results[2])
+
+    model = NumpyModel()
+    model.W1, model.W2, model.W3 = runs[SMALL][0].weights
+    plot_mistakes(model, *dataset.test)
+    losses = -model.forward(images)[np.arange(len(labels)), labels]
+    noise, sigma = {size: j.batch_noise(losses, size) for size in BATCH_SIZES}, float(losses.std())
+    plot_noise(noise, sigma)
+
+    slow = EXPERIMENTS[3].trained
+    begin = [j.cut(run, slow, BURSTING.epochs, len(labels)) for run in runs[slow]]
+    sweep = {str(rate): begin if rate == 0.1 else runs[BURSTING._replace(learning_rate=rate)] for rate in RATES}
+    plot_outcomes(sweep)
+    if bursts:
+        job, shown = j.telling(bursts)
+        plot_burst(shown, f"seed {job.seed} of experiment 4 from step {job.burst}")
+
+    sections |= {
+        "machine": f"Measured on: {machine()}; two runs at a time, one thread each.",
+        "clip": clip_section(),
+        "originals": originals_section(results),
+        "conclusions": conclusions_section(results),
+        "noise": noise_section(results, noise, sigma),
+        "sweep": outcomes_table("learning rate", sweep),
+        "stability": outcomes_table("forms", {forms: runs[BURSTING._replace(forms=forms)] for forms in FORMS}),
+        "bursts": bursts_section(bursts),
+        "chaos": chaos_section(runs[BURSTING][0], runs[BURSTING._replace(nudged=True)][0]),
+    }
+    report = REPORT.read_text(encoding="utf-8")
+    for name, content in sections.items():
+        report = fill(report, name, content)
+    REPORT.write_text(report, encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all experiments, write the figures, and refresh the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data-dir", default=DATA_DIR, help="folder of the data sets")
-    parser.add_argument("--seeds", type=int, default=10, help="runs of each experiment, from seed 0 on; at least 2")
+    parser.add_argument("--seeds", type=int, default=20, help="runs of each experiment, from seed 0 on; at least 2")
     options = parser.parse_args(arguments)
     if options.seeds < 2:
-        parser.error(f"--seeds is {options.seeds}, but at least 2 are wanted")
+        parser.error(f"--seeds is {options.seeds}, expected at least 2")
 
     dataset = load_dataset("MNIST", options.data_dir)
-    with tqdm(total=(len(EXPERIMENTS) + 1) * options.seeds, unit="run") as progress:
-        results = {
-            number: run_seeds(experiment, dataset, options.seeds, progress)
-            for number, experiment in EXPERIMENTS.items()
-        }
-        unstable = run_unstable(EXPERIMENTS[4], dataset, options.seeds, progress)
-
-    report = REPORT.read_text(encoding="utf-8")
-    for number, result in results.items():
-        plot_experiment(number, result)
-        report = fill(report, f"experiment {number}", experiment_section(number, result))
-    plot_comparison(results)
-    plot_mistakes(results[2].model, *dataset.test)
-    report = fill(report, "conclusions", conclusions(results))
-    report = fill(report, "stability", stability(results[4], unstable))
-    REPORT.write_text(report, encoding="utf-8")
+    counts = plan(options.seeds)
+    # Seed by seed, so that a noisy neighbor disturbs all settings alike.
+    jobs = [Job(setting, seed) for seed in range(options.seeds) for setting, count in counts.items() if seed < count]
+    runs: dict[Setting, list[Run]] = {setting: [] for setting in counts}
+    for job, run in zip(jobs, gather(jobs, dataset, options.data_dir), strict=True):
+        runs[job.setting].append(run)
+    firsts = [j.burst_step(run.losses) for run in runs[BURSTING]]
+    jobs = [Job(BURSTING, seed, step) for seed, step in enumerate(firsts) if step is not None]
+    refresh(runs, dict(zip(jobs, gather(jobs, dataset, options.data_dir), strict=True)), dataset)
     print(f"Refreshed {REPORT} and the figures in {FIGURES}")
 
 
