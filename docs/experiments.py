@@ -13,9 +13,9 @@ import matplotlib
 import numpy as np
 from scipy import stats
 
-import docs.judge as j
-from docs.runs import AROUND, BRANCHES, FORMS, Branch, Job, Run, Setting, gather, machine
+from docs import judge
 from docs.judge import EXPERIMENTS, Result
+from docs.runs import AROUND, BRANCHES, FORMS, Branch, Job, Run, Setting, gather, machine
 from numpy_fnn import Log, NumpyLoss, NumpyModel, Softmax
 from numpy_mnist import DATA_DIR
 from utils import WINDOW, Dataset, draw_mistakes, load_dataset, one_hot
@@ -60,11 +60,12 @@ def draw_seeds(ax: Any, x: np.ndarray, rows: np.ndarray, label: str, color: str,
 
 def accuracy_axis(ax: Any) -> None:
     """Stretch accuracies near 1, so that the worst value is in the picture and the usual ones can be told apart."""
-    ticks = [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.999, 0.9999]
     ax.set_yscale("logit")
+    low, high = ax.get_ylim()
+    ticks = [t for t in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.999, 0.9999) if low <= t <= high]
     ax.set_yticks(ticks, map(str, ticks))
     ax.minorticks_off()
-    ax.set(xlabel="epoch", ylabel="test accuracy (fraction)")
+    ax.set(xlabel="after epoch", ylabel="test accuracy (fraction)")
 
 
 def plot_experiment(number: int, result: Result) -> None:
@@ -74,7 +75,7 @@ def plot_experiment(number: int, result: Result) -> None:
     epochs = len(original)
     steps = np.arange(result.epoch(epochs)[0])
     seeds = f"{len(result.losses)} seeds and their median"
-    draw_seeds(left, steps / max(result.epoch(1)[0], 1), result.averages[:, : len(steps)], seeds, color)
+    draw_seeds(left, steps / result.epoch(1)[0], result.averages[:, : len(steps)], seeds, color)
     left.set(xlabel="epoch", ylabel=f"training loss (nats per image),\nmean of {WINDOW} steps", yscale="log")
     draw_seeds(right, np.arange(epochs), result.accuracies[:, :epochs], seeds, color)
     for other in (number,) if number > 2 else (1, 2):
@@ -94,17 +95,17 @@ def plot_comparison(results: dict[int, Result]) -> None:
     """Draw the loss of the experiments, counted in epochs, steps and seconds."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.5), sharey=True, layout="constrained")
     for number, result in results.items():
-        epochs, color = len(EXPERIMENTS[number].original), EXPERIMENTS[number].color
-        count = result.epoch(epochs)[0]
-        steps = np.arange(count)
-        seconds = steps / max(result.epoch(1)[0], 1) * np.median(result.seconds, axis=1)[:, None]
-        for ax, x in zip(axes, (steps / max(result.epoch(1)[0], 1), steps, seconds), strict=True):
-            draw_seeds(ax, x, result.averages[:, :count], title(number), color)
+        (_, batch_size, rate, *_), color, original = EXPERIMENTS[number]
+        steps = np.arange(result.epoch(len(original))[0])
+        epochs = steps / result.epoch(1)[0]
+        label = f"{number}: batch size {batch_size}, learning rate {rate}"
+        for ax, x in zip(axes, (epochs, steps, epochs * np.median(result.seconds, axis=1)[:, None]), strict=True):
+            draw_seeds(ax, x, result.averages[:, : len(steps)], label, color)
     axes[0].set(ylabel=f"training loss (nats per image),\nmean of {WINDOW} steps", yscale="log")
     for ax, unit in zip(axes, ("epochs", "steps", "seconds of training"), strict=True):
         ax.set_xlabel(unit)
         ax.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, title="experiment")
     save(figure, "comparison.png")
 
 
@@ -141,7 +142,7 @@ def plot_outcomes(groups: dict[str, list[Run]]) -> None:
     figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
     bottom = np.zeros(len(groups))
     for (key, label), color in zip(OUTCOMES.items(), ("#dddddd", "#d55e00", "#555555", "black"), strict=True):
-        shares = np.array([j.outcomes(runs, BURSTING).count(key) / len(runs) for runs in groups.values()])
+        shares = np.array([judge.outcomes(runs, BURSTING).count(key) / len(runs) for runs in groups.values()])
         ax.bar(list(groups), shares, bottom=bottom, color=color, edgecolor="white", label=label)
         bottom += shares
     ax.set(
@@ -182,7 +183,7 @@ def plot_burst(branches: dict[str, Branch], name: str) -> None:
 
 def plot_mistakes(model: NumpyModel, images: np.ndarray, labels: np.ndarray) -> None:
     """Draw the test digits of which the network is most certain and wrong."""
-    figure, ax = plt.subplots(figsize=(9, 5), layout="constrained")
+    figure, ax = plt.subplots(figsize=(10, 4.6), layout="constrained")
     draw_mistakes(ax, model.forward(images), images, labels, rows=3, columns=8)
     save(figure, "mistakes.png")
 
@@ -204,32 +205,31 @@ def clip_section() -> str:
         p = softmax.forward(np.array([[0, ahead]], np.float32))
         loss.get_loss(log.forward(p), one_hot([0], 2))
         share = softmax.backward(log.backward(loss.backward()))[0, 1] / p[0, 1]
-        rows.append((f"{ahead:.3g}", f"{p[0, 0]:.1e}", f"{share:.4f}" if share > 0.001 else f"{share:.0e}"))
+        rows.append((f"{ahead:.3g}", f"{p[0, 0]:.2g}", f"{share:.4f}" if share > 0.001 else f"{abs(share):.0g}"))
     return table(*rows)
 
 
 def experiment_section(number: int, result: Result, run: Run) -> str:
     """Return what the report says of one experiment; `run` is that of seed 0."""
     original = EXPERIMENTS[number].original
-    out = j.outside(result.accuracies, original)
+    out = judge.outside(result.accuracies, original)
     rows: list[Sequence[object]] = [("epoch", "original", "median", "smallest", "largest", "original inside")]
     for epoch, values in enumerate(result.accuracies.T[: len(original)]):
         figures = (original[epoch], np.median(values), values.min(), values.max())
         rows.append((epoch, *(f"{figure:.4f}" for figure in figures), "no" if epoch in out else "yes"))
     lines = "".join(run.output.splitlines(keepends=True)[: len(original)])
-    text = f"{title(number)}. Seed 0 prints\n\n```text\n{lines}```\n\nand the accuracies of {len(result.losses)} seeds are:"
-    picture = f"\n\n![Loss and accuracy of experiment {number}](figures/experiment_{number}.png)" if number > 1 else ""
-    return f"{text}\n\n{table(*rows)}{picture}"
+    text = f"{title(number)}. Seed 0 prints\n\n```text\n{lines}```\n\n"
+    return f"{text}and the accuracies of {len(result.losses)} seeds are:\n\n{table(*rows)}"
 
 
 def originals_section(results: dict[int, Result]) -> str:
     """Return how many of the original's values lie outside the range of the seeds."""
     count = sum(len(experiment.original) for experiment in EXPERIMENTS.values())
-    out = sum(len(j.outside(results[max(n, 2)].accuracies, EXPERIMENTS[n].original)) for n in EXPERIMENTS)
+    out = sum(len(judge.outside(results[max(n, 2)].accuracies, EXPERIMENTS[n].original)) for n in EXPERIMENTS)
     seeds = len(results[2].losses)
     return (
-        f"Of the original's {count} values, {out} lie outside the range of the {seeds} seeds. A further run of the same "
-        f"kind would lie outside with a probability of 2/{seeds + 1} each, so that {2 * count / (seeds + 1):.1f} are expected."
+        f"Of the original's {count} values, {out} lie outside the range of the {seeds} seeds. Each value of a further run "
+        f"of the same kind would with a probability of 2/{seeds + 1}: {2 * count / (seeds + 1):.1f} are expected."
     )
 
 
@@ -240,18 +240,18 @@ def number(value: float, digits: int) -> str:
 
 def conclusions_section(results: dict[int, Result]) -> str:
     """Return the five conclusions with what was measured and the verdicts."""
-    claims = j.measurements(*(results[n] for n in (2, 3, 4)))
-    verdicts = iter(j.judge([measurement for measured in claims.values() for measurement in measured]))
+    claims = judge.measurements(*(results[n] for n in (2, 3, 4)))
+    verdicts = iter(judge.verdicts([measurement for measured in claims.values() for measurement in measured]))
     head = ("measured", "concluded", "median and 95 % interval", "smallest to largest", "p", "as concluded")
     paragraphs = []
     for claim, measured in claims.items():
         rows: list[Sequence[str]] = []
-        for (text, values, digits, null, margin), verdict in zip(measured, verdicts):
+        for (text, values, digits, null, margin), verdict in zip(measured, verdicts, strict=False):
             concluded = f"above {null:g}" if margin is None else f"within ±{margin:.4f}"
             median, low, high, least, most = (number(x, digits) for x in (*verdict[:3], values.min(), values.max()))
             p = "< 0.0001" if verdict.p_value < 0.0001 else f"{verdict.p_value:.4f}"
             rows.append((text, concluded, f"{median} ({low} to {high})", f"{least} to {most}", p, verdict.words))
-        paragraphs.append(f"**{claim} {j.overall([row[-1] for row in rows])}**\n\n{table(head, *rows)}")
+        paragraphs.append(f"**{claim} {judge.overall([row[-1] for row in rows])}**\n\n{table(head, *rows)}")
     return "\n\n".join(paragraphs)
 
 
@@ -261,21 +261,21 @@ def noise_section(results: dict[int, Result], noise: dict[int, float], sigma: fl
         ("loss", "fluctuation, batch size 128", "batch size 256", "ratio", "seeds with a ratio above 1")
     ]
     for level in LEVELS:
-        two, three = (j.fluctuation_at(results[n], level) for n in (2, 3))
+        two, three = (judge.fluctuation_at(results[n], level) for n in (2, 3))
         median = (f"{np.median(x):.4f}" for x in (two, three))
         levels.append((str(level), *median, f"{np.median(two / three):.2f}", f"{(two > three).sum()} of {len(two)}"))
     sizes = [("batch size B", *map(str, noise)), ("measured", *(f"{x:.4f}" for x in noise.values()))]
     sizes.append(("σ/√B", *(f"{sigma / size**0.5:.4f}" for size in noise)))
     at_end = [
-        (np.median(j.fluctuation(r, r.epoch(9), r.epoch(10))), np.median(j.mean_loss(r, 9)))
+        (np.median(judge.fluctuation(r, r.epoch(9), r.epoch(10))), np.median(judge.mean_loss(r, 9)))
         for r in (results[2], results[3])
     ]
     return (
-        f"At equal losses (medians over the seeds; √2 = {2**0.5:.2f} is expected):\n\n{table(*levels)}\n\nAt fixed weights, "
-        f"those of seed 0 after experiment 2, where the losses of single images have a standard deviation of "
-        f"σ = {sigma:.3f}:\n\n{table(*sizes)}\n\nAt equal epochs the two sizes can't be compared: in epoch 9 the smaller batch "
-        f"fluctuates by {at_end[0][0]:.4f} around a loss of {at_end[0][1]:.4f}, the larger by {at_end[1][0]:.4f} around one "
-        f"of {at_end[1][1]:.4f}."
+        f"At equal losses (medians over the seeds; √2 = {2**0.5:.2f} is expected):\n\n{table(*levels)}\n\n"
+        f"At fixed weights, those of seed 0 after experiment 2, where the losses of single images have a standard "
+        f"deviation of σ = {sigma:.3f}:\n\n{table(*sizes)}\n\n"
+        f"At equal epochs the two sizes can't be compared, because their losses differ: in epoch 9, batch size 128 "
+        f"fluctuates by {at_end[0][0]:.4f} around {at_end[0][1]:.4f}, 256 by {at_end[1][0]:.4f} around {at_end[1][1]:.4f}."
     )
 
 
@@ -285,7 +285,7 @@ def outcomes_table(head: str, groups: dict[str, list[Run]]) -> str:
         (head, "runs", *OUTCOMES.values(), "lost, 95 % interval", "median of the last accuracies")
     ]
     for name, runs in groups.items():
-        outcomes = j.outcomes(runs, BURSTING)
+        outcomes = judge.outcomes(runs, BURSTING)
         counts = [outcomes.count(key) for key in OUTCOMES]
         low, high = stats.binomtest(sum(counts[2:]), len(runs)).proportion_ci()
         last = [run.accuracies[-1] for run, ended in zip(runs, outcomes, strict=True) if ended != "NaN"]
@@ -300,10 +300,12 @@ def bursts_section(bursts: dict[Job, dict[str, Branch]]) -> str:
         true, recorded = branches[BRANCHES[0]].course[:, :2].max(axis=0)
         ending = (f"{b.accuracy:.4f}" if np.isfinite(b.course).all() else "NaN" for b in branches.values())
         rows.append((job.seed, job.burst, f"{recorded:.1f}", f"{true:.1f}", *ending))
-    counts = [sum(j.recovered(branches[forms]) for branches in bursts.values()) for forms in BRANCHES]
-    back = ", ".join(f"{forms} from {count}" for forms, count in zip(BRANCHES, counts, strict=True))
-    head = f"Of {len(bursts)} bursts, an accuracy of 0.9 or more {AROUND[1]} steps later: {back}."
-    return f"{head} Highest losses are those of this lab's forms; the last columns have the accuracy at the end:\n\n{table(*rows)}"
+    counts = [sum(judge.recovered(branches[forms]) for branches in bursts.values()) for forms in BRANCHES]
+    back = ", ".join(f"{forms} {count}" for forms, count in zip(BRANCHES, counts, strict=True))
+    return (
+        f"Recovered (an accuracy of 0.9 or more, {AROUND[1]} steps after the burst began) from {len(bursts)} bursts: {back}. "
+        f"The losses are those of this lab's forms, the last three columns the accuracies then:\n\n{table(*rows)}"
+    )
 
 
 def chaos_section(run: Run, nudged: Run) -> str:
@@ -311,8 +313,8 @@ def chaos_section(run: Run, nudged: Run) -> str:
     ends = [f"{accuracies[-1]:.4f}" for accuracies in (run.accuracies, nudged.accuracies)]
     largest = abs(run.accuracies - nudged.accuracies).max()
     return (
-        f"Seed 0 of experiment 4 ends at {ends[0]}. With a single initial weight changed in its last bit it ends at {ends[1]}, "
-        f"and after one epoch the two accuracies are {largest:.4f} apart."
+        f"Seed 0 of experiment 4 ends at {ends[0]}, and with a single initial weight changed in its last bit at {ends[1]}; "
+        f"on the way, the accuracies of the two come to differ by {largest:.4f}."
     )
 
 
@@ -325,7 +327,7 @@ def fill(report: str, name: str, content: str) -> str:
 
 
 def plan(seeds: int) -> dict[Setting, int]:
-    """Return how many seeds each setting is trained with: the sweep and the single changes of forms with half of them."""
+    """Return how many seeds each setting is trained with: half of them for the sweep and for forms changed singly."""
     counts = {EXPERIMENTS[n].trained: seeds for n in (2, 3, 4)}
     counts |= {BURSTING._replace(forms=forms): seeds if forms in BRANCHES else seeds // 2 for forms in FORMS}
     counts |= {BURSTING._replace(learning_rate=rate): seeds // 2 for rate in RATES if rate not in (0.1, 0.5)}
@@ -336,7 +338,7 @@ def refresh(runs: dict[Setting, list[Run]], bursts: dict[Job, dict[str, Branch]]
     """Draw the figures and write the sections of the report that have numbers."""
     images, labels = dataset.train
     results = {
-        n: j.stack(runs[setting], setting, len(labels)) for n in (2, 3, 4) for setting in [EXPERIMENTS[n].trained]
+        n: judge.stack(runs[setting], setting, len(labels)) for n in (2, 3, 4) for setting in [EXPERIMENTS[n].trained]
     }
     sections = {
         f"experiment {n}": experiment_section(n, results[max(n, 2)], runs[EXPERIMENTS[n].trained][0])
@@ -351,15 +353,15 @@ def refresh(runs: dict[Setting, list[Run]], bursts: dict[Job, dict[str, Branch]]
     model.W1, model.W2, model.W3 = runs[SMALL][0].weights
     plot_mistakes(model, *dataset.test)
     losses = -model.forward(images)[np.arange(len(labels)), labels]
-    noise, sigma = {size: j.batch_noise(losses, size) for size in BATCH_SIZES}, float(losses.std())
+    noise, sigma = {size: judge.batch_noise(losses, size) for size in BATCH_SIZES}, float(losses.std())
     plot_noise(noise, sigma)
 
     slow = EXPERIMENTS[3].trained
-    begin = [j.cut(run, slow, BURSTING.epochs, len(labels)) for run in runs[slow]]
+    begin = [judge.cut(run, slow, BURSTING.epochs, len(labels)) for run in runs[slow]]
     sweep = {str(rate): begin if rate == 0.1 else runs[BURSTING._replace(learning_rate=rate)] for rate in RATES}
     plot_outcomes(sweep)
     if bursts:
-        job, shown = j.telling(bursts)
+        job, shown = judge.telling(bursts)
         plot_burst(shown, f"seed {job.seed} of experiment 4 from step {job.burst}")
 
     sections |= {
@@ -395,7 +397,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs: dict[Setting, list[Run]] = {setting: [] for setting in counts}
     for job, run in zip(jobs, gather(jobs, dataset, options.data_dir), strict=True):
         runs[job.setting].append(run)
-    firsts = [j.burst_step(run.losses) for run in runs[BURSTING]]
+    firsts = [judge.burst_step(run.losses) for run in runs[BURSTING]]
     jobs = [Job(BURSTING, seed, step) for seed, step in enumerate(firsts) if step is not None]
     refresh(runs, dict(zip(jobs, gather(jobs, dataset, options.data_dir), strict=True)), dataset)
     print(f"Refreshed {REPORT} and the figures in {FIGURES}")

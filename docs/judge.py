@@ -63,7 +63,7 @@ class Result(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """One value for each seed, which a conclusion says is above `null`, or within `margin` of it where that is given."""
+    """One value for each seed, which is said to be above `null`, or within `margin` of it where that is given."""
 
     text: str
     values: np.ndarray
@@ -226,16 +226,16 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def judge(measured: Sequence[Measurement]) -> list[Verdict]:
+def verdicts(measured: Sequence[Measurement]) -> list[Verdict]:
     """Return a verdict for each of the measurements, corrected for the number of them all."""
-    verdicts = []
+    judged = []
     for measurement, p in zip(measured, holm([p_value(each) for each in measured]), strict=True):
         median = float(np.median(measurement.values))
         low, high = stats.quantile_test(measurement.values, p=0.5).confidence_interval(0.95)
         above = measurement.margin is not None or median > measurement.null
         words = ("yes" if above else "no, the opposite") if p < SIGNIFICANT else "not shown"
-        verdicts.append(Verdict(median, low, high, float(p), words))
-    return verdicts
+        judged.append(Verdict(median, low, high, float(p), words))
+    return judged
 
 
 def overall(words: Sequence[str]) -> str:
