@@ -228,8 +228,8 @@ def originals_section(results: dict[int, Result]) -> str:
     out = sum(len(judge.outside(results[max(n, 2)].accuracies, EXPERIMENTS[n].original)) for n in EXPERIMENTS)
     seeds = len(results[2].losses)
     return (
-        f"Of the original's {count} values, {out} lie outside the range of the {seeds} seeds. Each value of a further run "
-        f"of the same kind would with a probability of 2/{seeds + 1}: {2 * count / (seeds + 1):.1f} are expected."
+        f"Of the original's {count} values, {out} lie outside the range of the {seeds} seeds. Each value of a further "
+        f"run of the same kind would with a probability of 2/{seeds + 1}: {2 * count / (seeds + 1):.1f} are expected."
     )
 
 
@@ -275,7 +275,8 @@ def noise_section(results: dict[int, Result], noise: dict[int, float], sigma: fl
         f"At fixed weights, those of seed 0 after experiment 2, where the losses of single images have a standard "
         f"deviation of σ = {sigma:.3f}:\n\n{table(*sizes)}\n\n"
         f"At equal epochs the two sizes can't be compared, because their losses differ: in epoch 9, batch size 128 "
-        f"fluctuates by {at_end[0][0]:.4f} around {at_end[0][1]:.4f}, 256 by {at_end[1][0]:.4f} around {at_end[1][1]:.4f}."
+        f"fluctuates by {at_end[0][0]:.4f} around {at_end[0][1]:.4f}, batch size 256 by {at_end[1][0]:.4f} around "
+        f"{at_end[1][1]:.4f}."
     )
 
 
@@ -303,8 +304,9 @@ def bursts_section(bursts: dict[Job, dict[str, Branch]]) -> str:
     counts = [sum(judge.recovered(branches[forms]) for branches in bursts.values()) for forms in BRANCHES]
     back = ", ".join(f"{forms} {count}" for forms, count in zip(BRANCHES, counts, strict=True))
     return (
-        f"Recovered (an accuracy of 0.9 or more, {AROUND[1]} steps after the burst began) from {len(bursts)} bursts: {back}. "
-        f"The losses are those of this lab's forms, the last three columns the accuracies then:\n\n{table(*rows)}"
+        f"Recovered (an accuracy of 0.9 or more, {AROUND[1]} steps after the burst began) from {len(bursts)} bursts: "
+        f"{back}. The losses are those of this lab's forms, the last three columns the accuracies then:\n\n"
+        f"{table(*rows)}"
     )
 
 
@@ -313,8 +315,8 @@ def chaos_section(run: Run, nudged: Run) -> str:
     ends = [f"{accuracies[-1]:.4f}" for accuracies in (run.accuracies, nudged.accuracies)]
     largest = abs(run.accuracies - nudged.accuracies).max()
     return (
-        f"Seed 0 of experiment 4 ends at {ends[0]}, and with a single initial weight changed in its last bit at {ends[1]}; "
-        f"on the way, the accuracies of the two come to differ by {largest:.4f}."
+        f"Seed 0 of experiment 4 ends at {ends[0]}, and with a single initial weight changed in its last bit at "
+        f"{ends[1]}; on the way, the accuracies of the two come to differ by {largest:.4f}."
     )
 
 

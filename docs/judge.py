@@ -284,9 +284,9 @@ def telling(bursts: dict[Job, dict[str, Branch]]) -> tuple[Job, dict[str, Branch
 
 
 def batch_noise(losses: np.ndarray, batch_size: int) -> float:
-    """Return the standard deviation of the mean loss of a batch, over 20 shuffles of the losses of all images."""
+    """Return the standard deviation of the mean loss of a batch, over 100 shuffles of the losses of all images."""
     rng, count = np.random.default_rng(0), len(losses) // batch_size * batch_size
-    return float(np.std([rng.permutation(losses)[:count].reshape(-1, batch_size).mean(axis=1) for _ in range(20)]))
+    return float(np.std([rng.permutation(losses)[:count].reshape(-1, batch_size).mean(axis=1) for _ in range(100)]))
 
 
 def outside(values: np.ndarray, original: Sequence[float]) -> list[int]:
