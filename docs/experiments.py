@@ -23,10 +23,13 @@ from utils import WINDOW, Dataset, draw_mistakes, load_dataset, one_hot
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.3})
+
 REPORT = Path(__file__).with_name("report.md")
 FIGURES = REPORT.with_name("figures")
 RATES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # the sweep; 0.1 is experiment 3, 0.5 experiment 4
 LEVELS = (0.3, 0.2, 0.1, 0.05)  # losses at which fluctuations are compared
+SHOWN = 120  # steps of a branch in the picture
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
 SMALL = EXPERIMENTS[2].trained._replace(epochs=len(EXPERIMENTS[2].original))  # of its seed 0 the weights are looked at
 BURSTING = EXPERIMENTS[4].trained
@@ -62,7 +65,12 @@ def accuracy_axis(ax: Any) -> None:
     """Stretch accuracies near 1, so that the worst value is in the picture and the usual ones can be told apart."""
     ax.set_yscale("logit")
     low, high = ax.get_ylim()
-    ticks = [t for t in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.999, 0.9999) if low <= t <= high]
+    fine = (0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.975, 0.98, 0.985)
+    ticks = [
+        tick
+        for tick in (fine if low > 0.8 else (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98))
+        if low <= tick <= high
+    ]
     ax.set_yticks(ticks, map(str, ticks))
     ax.minorticks_off()
     ax.set(xlabel="after epoch", ylabel="test accuracy (fraction)")
@@ -73,7 +81,7 @@ def plot_experiment(number: int, result: Result) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     _, color, original = EXPERIMENTS[number]
     epochs = len(original)
-    steps = np.arange(result.epoch(epochs)[0])
+    steps = np.arange(result.epoch(epochs)[0] - WINDOW // 2)  # the last averages are of fewer steps
     seeds = f"{len(result.losses)} seeds and their median"
     draw_seeds(left, steps / result.epoch(1)[0], result.averages[:, : len(steps)], seeds, color)
     left.set(xlabel="epoch", ylabel=f"training loss (nats per image),\nmean of {WINDOW} steps", yscale="log")
@@ -87,7 +95,6 @@ def plot_experiment(number: int, result: Result) -> None:
     figure.suptitle(title(number))
     for ax in (left, right):
         ax.legend()
-        ax.grid(alpha=0.3)
     save(figure, f"experiment_{number}.png")
 
 
@@ -96,7 +103,7 @@ def plot_comparison(results: dict[int, Result]) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.5), sharey=True, layout="constrained")
     for number, result in results.items():
         (_, batch_size, rate, *_), color, original = EXPERIMENTS[number]
-        steps = np.arange(result.epoch(len(original))[0])
+        steps = np.arange(result.epoch(len(original))[0] - WINDOW // 2)
         epochs = steps / result.epoch(1)[0]
         label = f"{number}: batch size {batch_size}, learning rate {rate}"
         for ax, x in zip(axes, (epochs, steps, epochs * np.median(result.seconds, axis=1)[:, None]), strict=True):
@@ -104,7 +111,6 @@ def plot_comparison(results: dict[int, Result]) -> None:
     axes[0].set(ylabel=f"training loss (nats per image),\nmean of {WINDOW} steps", yscale="log")
     for ax, unit in zip(axes, ("epochs", "steps", "seconds of training"), strict=True):
         ax.set_xlabel(unit)
-        ax.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, title="experiment")
     save(figure, "comparison.png")
 
@@ -115,10 +121,9 @@ def plot_saturation(result: Result) -> None:
     epochs = np.arange(result.accuracies.shape[1])
     draw_seeds(ax, epochs, result.train_accuracies, "training (first 10,000 images)", "gray", "--")
     draw_seeds(ax, epochs, result.accuracies, "test", EXPERIMENTS[2].color)
-    accuracy_axis(ax)
-    ax.set(title="Experiment 2 continued: what is still learned no longer helps", ylabel="accuracy (fraction)")
+    ax.set(xlabel="after epoch", ylabel="accuracy (fraction)")
+    ax.set_title("Experiment 2 continued: what is still learned no longer helps")
     ax.legend()
-    ax.grid(alpha=0.3)
     save(figure, "saturation.png")
 
 
@@ -130,10 +135,10 @@ def plot_noise(noise: dict[int, float], sigma: float) -> None:
     ax.plot(sizes, list(noise.values()), "o", color=EXPERIMENTS[2].color, label="measured")
     ax.set(xscale="log", yscale="log", xlabel="batch size B", ylabel="standard deviation of the loss\n(nats per image)")
     ax.set_xticks(sizes, sizes)
+    ax.set_yticks(list(noise.values()), [f"{deviation:.4f}" for deviation in noise.values()])
     ax.minorticks_off()
     ax.set_title("Fixed weights: four times the batch, half the noise")
     ax.legend()
-    ax.grid(alpha=0.3)
     save(figure, "noise.png")
 
 
@@ -141,9 +146,16 @@ def plot_outcomes(groups: dict[str, list[Run]]) -> None:
     """Draw for each learning rate which share of its runs ended how."""
     figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
     bottom = np.zeros(len(groups))
-    for (key, label), color in zip(OUTCOMES.items(), ("#dddddd", "#d55e00", "#555555", "black"), strict=True):
+    for (key, label), color in zip(OUTCOMES.items(), ("#dddddd", "#f0e442", "#777777", "black"), strict=True):
         shares = np.array([judge.outcomes(runs, BURSTING).count(key) / len(runs) for runs in groups.values()])
-        ax.bar(list(groups), shares, bottom=bottom, color=color, edgecolor="white", label=label)
+        ax.bar(
+            [f"{rate}\n{len(runs)} runs" for rate, runs in groups.items()],
+            shares,
+            bottom=bottom,
+            color=color,
+            edgecolor="white",
+            label=label,
+        )
         bottom += shares
     ax.set(
         xlabel="learning rate",
@@ -164,16 +176,14 @@ def plot_burst(branches: dict[str, Branch], name: str) -> None:
         "norm of the gradient",
     )
     for forms, (course, accuracy) in branches.items():
-        steps = np.arange(len(course)) - AROUND[0]
-        for ax, label, values in zip(axes.flat, labels, course.T, strict=True):
-            ax.plot(
-                steps, values, color=COLORS[forms], linewidth=1, label=f"{forms}: accuracy {accuracy:.3f} at the end"
-            )
-            if not np.isfinite(values).all():
-                last = int(np.isfinite(values).argmin()) - 1
-                ax.plot(steps[last], values[last], "x", color=COLORS[forms], markersize=10, markeredgewidth=3)
+        alive = np.isfinite(course[:, 0])
+        end = f"accuracy {accuracy:.3f} after {AROUND[1]} steps" if alive.all() else "ended in NaN"
+        steps, shown = np.arange(len(course))[alive][:SHOWN] - AROUND[0], course[alive][:SHOWN]
+        for ax, label, values in zip(axes.flat, labels, shown.T, strict=True):
+            ax.plot(steps, values, color=COLORS[forms], label=f"{forms}: {end}")
+            if not alive.all():
+                ax.plot(steps[-1], values[-1], "x", color=COLORS[forms], markersize=10, markeredgewidth=3)
             ax.set(ylabel=label, yscale="linear" if "share" in label else "symlog" if "norm" in label else "log")
-            ax.grid(alpha=0.3)
     for ax in axes[1]:
         ax.set_xlabel("step, from the first whose loss is above that of guessing")
     figure.suptitle(f"One burst, {name}: who comes back (× where a run ends in NaN)")
@@ -183,7 +193,7 @@ def plot_burst(branches: dict[str, Branch], name: str) -> None:
 
 def plot_mistakes(model: NumpyModel, images: np.ndarray, labels: np.ndarray) -> None:
     """Draw the test digits of which the network is most certain and wrong."""
-    figure, ax = plt.subplots(figsize=(10, 4.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(10, 4.4), layout="constrained")
     draw_mistakes(ax, model.forward(images), images, labels, rows=3, columns=8)
     save(figure, "mistakes.png")
 

@@ -1,32 +1,49 @@
-"""The report: what it quotes is what the code says, and one command refreshes the rest."""
+"""The report: what it quotes is what the code says, and what it derives and claims is so."""
 
+import doctest
+import inspect
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import numpy_fnn
+import numpy_mnist
 from docs import experiments
-from numpy_fnn import NumpyModel
+from numpy_fnn import Log, NumpyLoss, NumpyModel, Softmax
+from utils import one_hot
 
-CODE = Path(numpy_fnn.__file__).read_text(encoding="utf-8")
+CODE = [inspect.getsource(module) for module in (numpy_fnn, numpy_mnist)]
 REPORT = experiments.REPORT.read_text(encoding="utf-8")
+TAGS = re.findall(r"\\tag\{([\d.]+)\}", REPORT)
 
 
 def test_quoted_code_is_the_code() -> None:
     quotes = re.findall(r"```python\n(.*?)```", REPORT, re.DOTALL)
-    lines = [line.strip() for line in CODE.splitlines()]
-    assert len(quotes) >= 13
+    lines = [[line.strip() for line in code.splitlines()] for code in CODE]
+    assert len(quotes) == 14
     for quote in quotes:
-        wanted = [line.strip() for line in quote.splitlines()]
-        assert any(lines[i : i + len(wanted)] == wanted for i in range(len(lines))), quote
+        expected = [line.strip() for line in quote.splitlines()]
+        count = len(expected)
+        assert any(code[i : i + count] == expected for code in lines for i in range(len(code))), quote
 
 
 def test_every_formula_that_the_code_cites_is_in_the_report() -> None:
-    cited = set(re.findall(r"\((\d\.\d)\)", CODE))
-    assert cited >= {"1.1", "1.4", "1.5", "2.1", "2.4", "3.1", "3.4", "4.1", "4.3", "5.1", "5.2"}
-    assert cited <= set(re.findall(r"\\tag\{(\d\.\d)\}", REPORT))
+    fnn, mnist = (set(re.findall(r"\((\d\.\d)\)", code)) for code in CODE)
+    assert fnn >= {"1.1", "1.4", "1.5", "2.1", "2.4", "3.1", "3.4", "4.1", "4.3", "5.1", "5.2", "6.1", "7.1", "9.1"}
+    assert mnist >= {"8.1"}
+    assert fnn | mnist <= set(TAGS)
+
+
+def test_every_number_of_the_courses_report_has_its_counterpart() -> None:
+    courses = "1.1 1.2 1.3.1 1.3 1.4 1.5 2.1 2.2 2.3 2.4 3.1 3.2 3.3 3.4 4.1 4.2 4.3"
+    assert " ".join(TAGS) == f"{courses} 5.1 5.2 5.3 6.1 7.1 8.1 9.1"
+
+
+def test_vec_on_numbers() -> None:
+    (example,) = re.findall(r"```pycon\n(.*?)```", REPORT, re.DOTALL)
+    test = doctest.DocTestParser().get_doctest(example, {}, "report", None, 0)
+    assert doctest.DocTestRunner().run(test) == (0, 7)
 
 
 def test_every_picture_of_the_report_is_there_and_shown() -> None:
@@ -34,47 +51,50 @@ def test_every_picture_of_the_report_is_there_and_shown() -> None:
     assert shown | {"loss.png"} == {path.name for path in experiments.FIGURES.iterdir()}
 
 
-def test_one_command_refreshes_tables_and_figures(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(experiments, "REPORT", tmp_path / "report.md")
-    monkeypatch.setattr(experiments, "FIGURES", tmp_path / "figures")
-    for number, experiment in experiments.EXPERIMENTS.items():
-        monkeypatch.setitem(experiments.EXPERIMENTS, number, experiment._replace(original=experiment.original[:4]))
-    marks = re.sub(r"(<!-- begin [^>]*-->\n).*?(<!-- end)", r"\1\2", REPORT, flags=re.DOTALL)
-    assert "Accuracy" not in marks
-    (tmp_path / "report.md").write_text(marks, encoding="utf-8")
-    for _ in range(2):  # a refresh of a refreshed report replaces what was there
-        experiments.main(["--data-dir", str(data_dir), "--seeds", "2"])
-        text = (tmp_path / "report.md").read_text(encoding="utf-8")
-        assert text.count("[0] Accuracy: 0.") == 4
-        assert text.count("\n[3] Accuracy: 0.") == text.count(": 4 epochs, ") == 3
-        assert text.count("<!-- begin") == text.count("<!-- end") == 6
-        assert len(re.findall(r"It (holds|holds partly|does not hold)\.\*\*", text)) == 5
-        assert "runs with the unstable forms" in text
-    names = {"comparison.png", "mistakes.png", *(f"experiment_{number}.png" for number in (1, 2, 3, 4))}
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == names
+def test_links_within_the_report_have_their_heading() -> None:
+    headings = {
+        re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", REPORT, re.M)
+    }
+    assert (links := set(re.findall(r"\]\(#([^)]+)\)", REPORT)))
+    assert links <= headings
 
 
-def test_a_figure_is_positive_where_its_mean_is_two_standard_errors_above_0() -> None:
-    assert experiments.positive("", np.array([1.0, 2.0, 3.0])).as_concluded
-    assert not experiments.positive("", np.array([-1.0, 0.0, 4.0])).as_concluded
-    assert not experiments.positive("", np.array([-1.0, -2.0, -3.0])).as_concluded
+def test_the_report_is_refreshed() -> None:
+    sections = re.findall(r"<!-- begin ([^>]*) -->\n(.*?)<!-- end \1 -->", REPORT, re.DOTALL)
+    assert len(sections) == REPORT.count("<!-- begin") == REPORT.count("<!-- end") == 13
+    assert all(content.strip() for _, content in sections)
+    assert "of 20 seeds are" in REPORT
 
 
-def test_first_below_counts_steps_epochs_and_seconds() -> None:
-    losses = np.repeat([[1.0, 0.0]], 200, axis=1).reshape(1, 400)
-    result = experiments.Result(losses, np.ones((1, 4)), np.full((1, 4), 0.5), "", NumpyModel())
-    steps, epochs, seconds = experiments.first_below(result, 0.5)
-    assert steps[0] == pytest.approx(200, abs=1)
-    assert epochs[0] == pytest.approx(2, abs=0.01)
-    assert seconds[0] == pytest.approx(1, abs=0.01)
-    assert experiments.first_below(result, -1)[0][0] == 400
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_epsilon_clips_the_gradient_that_reaches_the_scores(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    scores, labels = (rng.normal(size=(200, 10)) * 15).astype(dtype), rng.integers(0, 10, 200)
+    softmax, log, loss = Softmax(), Log(), NumpyLoss()
+    y = softmax.forward(scores)
+    loss.get_loss(log.forward(y), one_hot(labels))
+    p = y[np.arange(200), labels].astype(float)
+    r = p / (p + 1e-12)
+    assert min(r) < 0.01 < 0.99 < max(r)  # (5.3) is tried on both sides of epsilon
+    expected = r[:, None] * (y - one_hot(labels)) / 200
+    np.testing.assert_allclose(
+        softmax.backward(log.backward(loss.backward())),
+        expected,
+        rtol=1e-5,
+        atol=1e-9 if dtype == "float32" else 1e-15,
+    )
 
 
-def test_fluctuation_is_the_deviation_around_the_moving_average() -> None:
-    steps = np.arange(400)
-    noise = np.where(steps % 2, 0.1, -0.1)
-    losses = (3 - steps / 400 + noise)[None]
-    assert experiments.fluctuation(losses, 1, 2)[0] == pytest.approx(0.1, rel=1e-2)
-    assert experiments.epoch_loss(losses, 1, 2)[0] == pytest.approx(2.25, rel=1e-2)
+def test_a_new_networks_scores_have_a_variance_of_about_1_in_108() -> None:
+    x = np.random.default_rng(0).normal(size=(200, 784)).astype(np.float32)
+    models = [NumpyModel(seed) for seed in range(20)]
+    for model in models:
+        model.forward(x)
+    variance = np.mean([np.mean(model.matmul_3.memory["y"] ** 2) for model in models])
+    assert variance == pytest.approx(1 / 108, rel=0.2)
+    assert 28 * 16 * 8 == 3584  # what ±1 in place of ±1/√d multiplies the scores by
+
+
+def test_the_steps_of_an_epoch() -> None:
+    batches = list(numpy_mnist.mini_batch((np.zeros((60000, 1)), np.zeros(60000)), 128, 0))
+    assert (len(batches), len(batches[0][0]), len(batches[-1][0])) == (469, 128, 96)
