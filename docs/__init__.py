@@ -1,1 +1,1 @@
-"""The report and the script that regenerates its tables and figures."""
+"""The report and the scripts that regenerate its tables and figures."""

@@ -56,21 +56,16 @@ def save(figure: Any, name: str) -> None:
 def draw_seeds(ax: Any, x: np.ndarray, rows: np.ndarray, label: str, color: str, linestyle: str = "-") -> None:
     """Draw a thin line for every seed, and their median; `x` is (points,) or (seeds, points)."""
     ax.plot(np.broadcast_to(x, rows.shape).T, rows.T, color=color, alpha=0.35, linewidth=0.5)
-    ax.plot(
-        np.median(np.atleast_2d(x), axis=0), np.median(rows, axis=0), linestyle, color=color, linewidth=2, label=label
-    )
+    medians = np.median(np.atleast_2d(x), axis=0), np.median(rows, axis=0)
+    ax.plot(*medians, linestyle, color=color, linewidth=2, label=label)
 
 
 def accuracy_axis(ax: Any) -> None:
     """Stretch accuracies near 1, so that the worst value is in the picture and the usual ones can be told apart."""
     ax.set_yscale("logit")
     low, high = ax.get_ylim()
-    fine = (0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.975, 0.98, 0.985)
-    ticks = [
-        tick
-        for tick in (fine if low > 0.8 else (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98))
-        if low <= tick <= high
-    ]
+    fine, coarse = (0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.975, 0.98), (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+    ticks = [tick for tick in (fine if low > 0.8 else coarse) if low <= tick <= high]
     ax.set_yticks(ticks, map(str, ticks))
     ax.minorticks_off()
     ax.set(xlabel="after epoch", ylabel="test accuracy (fraction)")
@@ -87,10 +82,8 @@ def plot_experiment(number: int, result: Result) -> None:
     left.set(xlabel="epoch", ylabel=f"training loss (nats per image),\nmean of {WINDOW} steps", yscale="log")
     draw_seeds(right, np.arange(epochs), result.accuracies[:, :epochs], seeds, color)
     for other in (number,) if number > 2 else (1, 2):
-        marks = EXPERIMENTS[other].original
-        right.plot(
-            marks, "D" if other == number else "s", color="black", mfc="white", label=f"original, experiment {other}"
-        )
+        marks, label = EXPERIMENTS[other].original, f"original, experiment {other}"
+        right.plot(marks, "D" if other == number else "s", color="black", mfc="white", label=label)
     accuracy_axis(right)
     figure.suptitle(title(number))
     for ax in (left, right):
@@ -145,23 +138,12 @@ def plot_noise(noise: dict[int, float], sigma: float) -> None:
 def plot_outcomes(groups: dict[str, list[Run]]) -> None:
     """Draw for each learning rate which share of its runs ended how."""
     figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
-    bottom = np.zeros(len(groups))
+    names, bottom = [f"{rate}\n{len(runs)} runs" for rate, runs in groups.items()], np.zeros(len(groups))
     for (key, label), color in zip(OUTCOMES.items(), ("#dddddd", "#f0e442", "#777777", "black"), strict=True):
         shares = np.array([judge.outcomes(runs, BURSTING).count(key) / len(runs) for runs in groups.values()])
-        ax.bar(
-            [f"{rate}\n{len(runs)} runs" for rate, runs in groups.items()],
-            shares,
-            bottom=bottom,
-            color=color,
-            edgecolor="white",
-            label=label,
-        )
+        ax.bar(names, shares, bottom=bottom, color=color, edgecolor="white", label=label)
         bottom += shares
-    ax.set(
-        xlabel="learning rate",
-        ylabel="share of the runs",
-        title="Batch size 256, 10 epochs: the higher the rate, the more bursts",
-    )
+    ax.set(xlabel="learning rate", ylabel="share of the runs", title="How runs of batch size 256 and 10 epochs end")
     figure.legend(loc="outside right center")
     save(figure, "rates.png")
 
@@ -169,12 +151,7 @@ def plot_outcomes(groups: dict[str, list[Run]]) -> None:
 def plot_burst(branches: dict[str, Branch], name: str) -> None:
     """Draw one burst, from the same weights and batches in each of the branches."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.5), sharex=True, layout="constrained")
-    labels = (
-        "true loss (nats per image)",
-        "recorded loss (nats per image)",
-        "share of images with p < ε",
-        "norm of the gradient",
-    )
+    labels = ("true loss (nats per image)", "recorded loss", "share of images with p < ε", "norm of the gradient")
     for forms, (course, accuracy) in branches.items():
         alive = np.isfinite(course[:, 0])
         end = f"accuracy {accuracy:.3f} after {AROUND[1]} steps" if alive.all() else "ended in NaN"
