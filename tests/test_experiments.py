@@ -39,8 +39,9 @@ def made_run(setting: Setting, seed: int) -> Run:
     if setting.nudged:
         accuracies = accuracies + 0.11
         accuracies[3] += 0.05
-    if setting.forms == "exact cross-entropy" and seed == 0:
-        accuracies[-1] = 0.1135
+    if setting.forms == "exact cross-entropy":
+        accuracies[[0, 5]] = 0.5, 0.6 - seed / 100
+        accuracies[-1] = 0.1135 if seed == 0 else accuracies[-1]
     if setting.forms == "no shift and G / X" and seed in (1, 3, 5):
         losses, accuracies = losses[:45], accuracies[:4]
     if setting.learning_rate == 1.0:
@@ -226,6 +227,10 @@ def test_the_sweep_and_the_forms_count_how_runs_ended(refreshed: Refreshed) -> N
     assert forms["exact cross-entropy"][:5] == ["6", "5", "0", "1", "0"]
     assert forms["no shift"][:5] == forms["G / X"][:5] == ["3", "3", "0", "0", "0"]
     assert forms["no shift and G / X"] == ["6", "3", "0", "0", "3", "12% to 88%", "12% to 88%", "0.6272"]
+
+
+def test_dips_are_those_of_runs_without_a_burst(refreshed: Refreshed) -> None:
+    assert "go down to 0.7030 with this lab's forms, and to 0.5500 with exact" in refreshed.section("stability")
 
 
 def test_what_became_of_the_bursts(refreshed: Refreshed) -> None:
