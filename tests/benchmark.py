@@ -1,8 +1,9 @@
 """Seconds that this lab and others need to train the same network, in Markdown: python -m tests.benchmark [--help].
 
 Every measurement is a process of its own, and the contenders take turns over several rounds, so that a noisy neighbor
-disturbs all of them alike. It takes about ten minutes, with --busy 2 about forty, and shows the time left; it needs
-Linux. JAX is measured where it is installed. For one core: taskset -c 0 python -m tests.benchmark.
+disturbs all of them alike. An epoch is the second one of its process, so that no contender is timed cold; a whole run
+is timed cold, from the start of Python to the picture. All of it takes about ten minutes, with --busy 2 about forty;
+the time left is shown. It needs Linux, and measures JAX where it is installed. For one core: taskset -c 0 python ...
 """
 
 import argparse
@@ -267,10 +268,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return [sys.executable, "numpy_mnist.py", *files, "--epoch-number", str(epochs)]
 
         if "epochs" in options.tables:
-            for size in options.batch_size:  # the second epoch, so that nobody is timed cold
+            for size in options.batch_size:
                 rows = {name: contender(name, size, 2) for name in names}
                 print_table(f"second epoch, batch size {size}", rows, options.rounds, [0], epochs=True)
-        if "runs" in options.tables:  # everybody from cold
+        if "runs" in options.tables:
             for title, epochs in (("default run, 3 epochs", 3), ("experiment 2, 10 epochs", 10)):
                 rows = {name: contender(name, 128, epochs) for name in names if name in RUNS}
                 rows |= {name: lab_run(epochs) for name in rows if name == "this lab"}

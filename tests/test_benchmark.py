@@ -45,30 +45,32 @@ def test_contenders_take_turns_idle_and_busy(
     turns = []
 
     def measure(command: list[str], load: int) -> tuple[float, float, str]:
-        turns.append((command[:-1], load))
-        return len(turns), 100 + len(turns), ""
+        turns.append((command[1], load))
+        return len(turns) ** 2, 100 + len(turns), "[1] Accuracy: 0.9\n0.25\n"
 
     monkeypatch.setattr(benchmark, "measure", measure)
     monkeypatch.setattr(benchmark, "THREADS", ["", "A=1"])
-    benchmark.main(["--data-dir", str(easy_dir), "--tables", "threads", "--rounds", "3", "--busy", "2"])
-    assert [load for _, load in turns] == [0, 2] * 6
-    assert [command[1] for command, _ in turns[::2]] == [sys.executable, "A=1"] * 3
-    head, rule, *rows = capsys.readouterr().out.splitlines()[-4:]
-    title = "| default run of this lab | seconds | ratio | beside 2 busy processes (s) | ratio | peak memory (MB) |"
-    assert (head, rule) == (title, "| --- " + "| --: " * 5 + "|")
-    assert rows == [
-        "| as it ships | 5.00 (1.00–9.00) | 1.00 | 6.00 (2.00–10.00) | 1.00 | 106 |",
-        "| A=1 | 7.00 (3.00–11.00) | 1.40 | 8.00 (4.00–12.00) | 1.33 | 108 |",
+    options = ["--data-dir", str(easy_dir), "--rounds", "3", "--busy", "2", "--contenders", "this lab"]
+    benchmark.main([*options, "--tables", "threads"])
+    assert turns == [(sys.executable, 0), (sys.executable, 2), ("A=1", 0), ("A=1", 2)] * 3
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "| default run of this lab | seconds | ratio | beside 2 busy processes (s) | ratio | peak memory (MB) |",
+        "| --- | --: | --: | --: | --: | --: |",
+        "| as it ships | 25.00 (1.00–81.00) | 1.00 | 36.00 (4.00–100.00) | 1.00 | 106 |",
+        "| A=1 | 49.00 (9.00–121.00) | 1.96 | 64.00 (16.00–144.00) | 1.78 | 108 |",
     ]
+    benchmark.main([*options, "--tables", "epochs"])
+    assert capsys.readouterr().out.splitlines()[-1] == "| this lab | 0.25 (0.25–0.25) | 1.00 | 114 |"
 
 
-def test_measurement_is_of_one_process_beside_busy_ones() -> None:
-    program = "import os; x = b'x' * 2**27; print(len(os.listdir('/proc')), *os.listdir())"
-    idle, busy = (benchmark.measure([sys.executable, "-c", program], load) for load in (0, 9))
-    assert "numpy_fnn.py" in idle[2]
+def test_measurement_is_of_one_process_beside_busy_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    program = "import os; x = b'x' * 2**27; p = os.getppid(); print('OMP_NUM_THREADS' in os.environ)\n"
+    program += "print(len(open(f'/proc/{p}/task/{p}/children').read().split()))"  # of the one that measures
+    idle, busy = (benchmark.measure([sys.executable, "-c", program], load) for load in (0, 2))
     assert 0 < idle[0] < 60
     assert idle[1] > 128
-    assert int(busy[2].split()[0]) > int(idle[2].split()[0])
+    assert (idle[2], busy[2]) == ("False\n1\n", "False\n3\n")
     with pytest.raises(SystemExit, match="failed"):
         benchmark.measure([sys.executable, "-c", "raise ValueError"], 0)
 

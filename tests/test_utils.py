@@ -34,6 +34,7 @@ from utils import (
     plot_curve,
 )
 
+ROOT = Path(__file__).parent.parent
 TRAIN_IMAGES, TRAIN_LABELS = FILES[:2]
 
 
@@ -210,7 +211,7 @@ from numpy_mnist import main
 sys.exit(main())
 """
     command = [sys.executable, "-c", program, "--data-dir", str(data_dir), "--plot", str(data_dir / "loss.png")]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert len(re.findall(r"^\[\d\] Accuracy: 0\.\d{4}$", run.stdout, re.MULTILINE)) == 3
 
@@ -469,5 +470,7 @@ def test_tests_use_one_thread_unless_the_user_chose_otherwise() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     for choice, expected in ({}, "1 True\n"), ({"OMP_NUM_THREADS": "2"}, "2 True\n"):
         command = [sys.executable, "-c", program]
-        run = subprocess.run(command, env={**environment, **choice}, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            command, cwd=ROOT, env={**environment, **choice}, capture_output=True, text=True, check=True
+        )
         assert run.stdout == expected
