@@ -13,13 +13,8 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 FILES = (
     *(".gitignore", ".pytest.ini", "README.md", "requirements.txt", "numpy_fnn.py", "numpy_mnist.py", "utils.py"),
-    *(
-        "docs/__init__.py",
-        "docs/lab_sheet.md",
-        "docs/report.md",
-        "docs/figures/comparison.png",
-        "docs/figures/loss.png",
-    ),
+    *("docs/__init__.py", "docs/README.zh.md", "docs/lab_sheet.md", "docs/report.md"),
+    *(path.relative_to(PROJECT).as_posix() for path in (PROJECT / "docs" / "figures").glob("*.png")),
     *("tests/__init__.py", "tests/conftest.py", "tests/gradient_check.py", "tests/requirements.txt"),
     *("tests/test_numpy_fnn.py", "tests/test_numpy_mnist.py", "tests/test_utils.py", "tests/torch_reference.py"),
 )
@@ -64,7 +59,7 @@ def write_exercise(folder: Path) -> None:
         elif name == "docs/report.md":
             content = re.sub(rb"```python\n.*?\n```\n\n", b"", content, flags=re.DOTALL)
         path = folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
 

@@ -81,6 +81,13 @@ def test_no_line_of_a_solution_is_in_the_copy(folder: Path) -> None:
                 assert ast.unparse(statement).splitlines()[-1].strip() not in code
 
 
+def test_links_lead_to_files_as_they_do_in_the_lab(folder: Path) -> None:
+    for page in [folder / "README.md", *folder.glob("docs/*.md")]:
+        original = exercise.PROJECT / page.relative_to(folder)
+        for link in re.findall(r"\]\(([^:#)]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists() == (original.parent / link).exists(), f"{page.name}: {link}"
+
+
 def test_gradient_check_says_what_is_not_written_yet(folder: Path) -> None:
     check = run(folder, "-m", "tests.gradient_check")
     assert (check.returncode, check.stderr) == (1, "")
