@@ -19,7 +19,7 @@ def check_shape(name: str, array: np.ndarray, expected: tuple[int, ...]) -> None
 
 
 class NumpyOp:
-    """Base class of the operators.
+    """Base class of the operators, whose `forward` fills `memory` and whose `backward` starts with `check_grad`.
 
     Attributes
     ----------
