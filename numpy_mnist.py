@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from numpy_fnn import NumpyLoss, NumpyModel, check_shape
-from utils import DATASETS, DataError, load_dataset, one_hot, picture_fault, plot_curve
+from utils import DATASETS, DataError, load_dataset, one_hot, picture_path, plot_curve
 
 EPOCH_NUMBER = 3
 BATCH_SIZE = 128
@@ -117,6 +117,8 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options, whose defaults are the constants above; a bad one ends in a sentence and exit code 2."""
     defaults_shown = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(usage="%(prog)s [options]", description=__doc__, formatter_class=defaults_shown)
+    if DATASET not in DATASETS:
+        parser.error(f"DATASET is {DATASET!r}, expected one of {', '.join(DATASETS)}")
     # argparse checks the type of a default that is a string, and so that of an edited constant, too.
     parser.add_argument("--epoch-number", type=int, default=str(EPOCH_NUMBER), help="passes over the training data")
     parser.add_argument("--batch-size", type=int, default=str(BATCH_SIZE), help="images a step")
@@ -126,17 +128,15 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--dataset", choices=DATASETS, default=argparse.SUPPRESS, help=f"what to learn (default: {DATASET})"
     )
     parser.add_argument("--data-dir", default=str(DATA_DIR), help="folder of the data sets, also for downloads")
-    parser.add_argument("--plot", default=str(PLOT), help="where to save the picture, such as a .png, .pdf or .svg")
+    parser.add_argument(
+        "--plot", type=picture_path, default=str(PLOT), help="where to save the picture, such as a .png"
+    )
     options = parser.parse_args(arguments)
     for name in ("epoch_number", "batch_size", "learning_rate"):
         if not 0 < (value := getattr(options, name)) < math.inf:
             parser.error(f"{name} is {value}, expected a positive finite number")
     if options.seed < 0:
         parser.error(f"seed is {options.seed}, expected 0 or more")
-    if DATASET not in DATASETS:
-        parser.error(f"DATASET is {DATASET!r}, expected one of {', '.join(DATASETS)}")
-    if fault := picture_fault(options.plot):
-        parser.error(f"plot is {options.plot!r}, {fault}")
     return options
 
 
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train(model, train_set, test_set, options.epoch_number, options.batch_size, options.learning_rate, rng, history)
         if len(history.losses) >= 50 and np.mean(history.losses[-50:]) >= 2.3:
             print(f"The loss is still that of guessing, ln 10 = 2.30, or more; {ADVICE}.", file=sys.stderr)
-    except (DataError, FloatingPointError) as error:
+    except (DataError, FloatingPointError, MemoryError) as error:
         print(f"{error}.", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:

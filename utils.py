@@ -1,5 +1,6 @@
 """Data sets, one-hot targets and the picture of a training run."""
 
+import argparse
 import contextlib
 import gzip
 import io
@@ -72,13 +73,7 @@ def damaged(path: Path, fault: str) -> DataError:
 
 def find_files(raw: Path) -> dict[str, Path]:
     """Return the paths of those of FILES that are in `raw`, unpacked or, as the mirrors hand them out, as a .gz."""
-    try:
-        names = os.listdir(raw)
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise damaged(raw, f"it can't be read ({reason(error)})") from error
-    return {file: raw / name for file in FILES for name in (f"{file}.gz", file) if name in names}
+    return {file: raw / name for file in FILES for name in (f"{file}.gz", file) if os.path.lexists(raw / name)}
 
 
 def read_images(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +98,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error, MemoryError) as error:
-        raise damaged(path, f"it can't be read ({reason(error)})") from error
+        raise DataError(f"{path} can't be read ({reason(error)})") from error
     header = 4 + 4 * ndim
     if len(content) < header or content[:4] != bytes([0, 0, 8, ndim]):
         raise damaged(path, f"it is no IDX file of bytes in {ndim} dimensions")
@@ -166,25 +161,29 @@ def normalize(images: np.ndarray) -> np.ndarray:
 
 def one_hot(labels: Any, classes: int = 10) -> np.ndarray:
     """Return targets (N, classes), float32, 1 at the label and 0 elsewhere, for labels (N,) from 0 to classes − 1."""
-    return np.eye(classes, dtype=np.float32)[np.asarray(labels)]
+    targets = np.asarray(labels)[:, None] == np.arange(classes)
+    if targets.sum() != len(labels):
+        raise ValueError(f"labels are {min(labels)} to {max(labels)}, expected integers from 0 to {classes - 1}")
+    return targets.astype(np.float32)
 
 
-def moving_average(values: Sequence[float], window: int = WINDOW) -> np.ndarray:
-    """Return for each value the mean of the `window` values around it, of fewer, as many on each side, at the ends."""
+def moving_average(values: Sequence[float]) -> np.ndarray:
+    """Return for each value the mean of the WINDOW values around it, of fewer, as many on each side, at the ends."""
     steps = np.arange(len(values))
-    half = np.minimum(np.minimum(steps, steps[::-1]), window // 2)
+    half = np.minimum(np.minimum(steps, steps[::-1]), WINDOW // 2)
     sums = np.cumsum([0, *values])
     return (sums[steps + half + 1] - sums[steps - half]) / (2 * half + 1)
 
 
-def picture_fault(path: str) -> str:
-    """Return why no picture can be saved to `path`, and "" where nothing speaks against it."""
+def picture_path(path: str) -> str:
+    """Return `path` as it is; raises ArgumentTypeError where no picture can be saved to it."""
     from matplotlib.backend_bases import FigureCanvasBase  # whoever only loads data does not wait for it
 
     if not os.path.isdir(Path(path).parent):
-        return f"but {Path(path).parent} is not a folder"
-    kinds = FigureCanvasBase.get_supported_filetypes()
-    return "" if Path(path).suffix[1:].lower() in kinds else f"expected one of the extensions {', '.join(kinds)}"
+        raise argparse.ArgumentTypeError(f"{path!r} is not in a folder that exists")
+    if Path(path).suffix[1:].lower() not in (kinds := FigureCanvasBase.get_supported_filetypes()):
+        raise argparse.ArgumentTypeError(f"{path!r} has not one of the extensions {', '.join(kinds)}")
+    return path
 
 
 def tile(images: np.ndarray, columns: int, below: int = 1, beside: int = 1) -> np.ndarray:
@@ -195,7 +194,7 @@ def tile(images: np.ndarray, columns: int, below: int = 1, beside: int = 1) -> n
 
 
 def draw_weights(ax: Any, W1: np.ndarray) -> None:
-    """Draw the 32 columns of W1 (784, d') of largest norm as images, on one color scale around 0."""
+    """Draw the 32 columns of W1 (784 pixels, d') of largest norm as images, on one color scale around 0."""
     images = W1[:784, np.argsort(-np.linalg.norm(W1, axis=0))[:32]].T.reshape(-1, 28, 28)
     limit = abs(images).max()
     ax.imshow(tile(images, 8), cmap="RdBu_r", vmin=-limit, vmax=limit)
@@ -208,10 +207,11 @@ def draw_mistakes(ax: Any, y_pred: np.ndarray, images: np.ndarray, labels: np.nd
     answers = y_pred.argmax(axis=1)
     wrong = np.flatnonzero(answers != labels)
     worst = wrong[np.argsort(-y_pred[wrong, answers[wrong]], kind="stable")][: rows * columns]
-    ax.imshow(tile(images[worst].reshape(-1, 28, 28), columns, below=16, beside=14), cmap="gray_r")
+    below, beside = 16, 14  # pixels, for the words
+    ax.imshow(tile(images[worst].reshape(-1, 28, 28), columns, below, beside), cmap="gray_r")
     for place, i in enumerate(worst):
         said, true = (f"{digit}: {np.exp(y_pred[i, digit]):.3f}" for digit in (answers[i], labels[i]))
-        x, y = place % columns * 42 + 14, place // columns * 44 + 29
+        x, y = place % columns * (28 + beside) + 14, place // columns * (28 + below) + 29
         ax.text(x, y, f"taken for {said}\nlabeled {true}", ha="center", va="top", fontsize=8)
     ax.set_title("Most certain of a wrong answer, with probabilities\n(test images)", fontsize=10)
     ax.axis("off")
