@@ -98,7 +98,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error, MemoryError) as error:
-        raise DataError(f"{path} can't be read ({reason(error)})") from error
+        raise damaged(path, f"it can't be read ({reason(error)})") from error
     header = 4 + 4 * ndim
     if len(content) < header or content[:4] != bytes([0, 0, 8, ndim]):
         raise damaged(path, f"it is no IDX file of bytes in {ndim} dimensions")

@@ -13,7 +13,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 FILES = (
     *(".gitignore", ".pytest.ini", "README.md", "requirements.txt", "numpy_fnn.py", "numpy_mnist.py", "utils.py"),
-    *("docs/__init__.py", "docs/README.zh.md", "docs/lab_sheet.md", "docs/report.md"),
+    *("docs/__init__.py", "docs/README.zh.md", "docs/lab_sheet.md", "docs/report.md", "docs/speed.md"),
     *(path.relative_to(PROJECT).as_posix() for path in (PROJECT / "docs" / "figures").glob("*.png")),
     *("tests/__init__.py", "tests/conftest.py", "tests/gradient_check.py", "tests/requirements.txt"),
     *("tests/test_numpy_fnn.py", "tests/test_numpy_mnist.py", "tests/test_utils.py", "tests/torch_reference.py"),
@@ -56,6 +56,8 @@ def write_exercise(folder: Path) -> None:
         content = (PROJECT / name).read_bytes()
         if name in ("numpy_fnn.py", "numpy_mnist.py"):
             content = without_solutions(content.decode()).encode()
+        elif name == "README.md":
+            content = content.partition(b"## Before you commit")[0]
         elif name == "docs/report.md":
             content = re.sub(rb"```python\n.*?\n```\n\n", b"", content, flags=re.DOTALL)
         path = folder / name

@@ -164,7 +164,7 @@ CONTENDERS: dict[str, Callable[[Dataset, int, int], History]] = {
 RUNS = list(CONTENDERS)[:4]
 THREADS = ["", *(f"OPENBLAS_NUM_THREADS={count}" for count in (1, 2))]
 THREADS += [f"OPENBLAS_THREAD_TIMEOUT={power}" for power in (4, 14, 20)]  # 2**power cycles, 2**26 by default
-TABLES = ["epochs", "runs", "threads"]
+TABLES = ["epochs", "default run", "experiment 2", "threads"]
 
 
 def run(name: str, data_dir: str, batch_size: int, epoch_number: int, plot: str) -> None:
@@ -271,11 +271,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for size in options.batch_size:
                 rows = {name: contender(name, size, 2) for name in names}
                 print_table(f"second epoch, batch size {size}", rows, options.rounds, [0], epochs=True)
-        if "runs" in options.tables:
-            for title, epochs in (("default run, 3 epochs", 3), ("experiment 2, 10 epochs", 10)):
+        for title, epochs in (("default run", 3), ("experiment 2", 10)):
+            if title in options.tables:
                 rows = {name: contender(name, 128, epochs) for name in names if name in RUNS}
                 rows |= {name: lab_run(epochs) for name in rows if name == "this lab"}
-                print_table(title, rows, options.rounds, loads)
+                print_table(f"{title}, {epochs} epochs, from a cold start", rows, options.rounds, loads)
         if "threads" in options.tables:
             rows = {setting or "as it ships": ["env", *setting.split(), *lab_run(3)] for setting in THREADS}
             print_table("default run of this lab", rows, options.rounds, loads)

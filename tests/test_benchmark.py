@@ -27,12 +27,12 @@ def easy_dir(tmp_path: Path) -> Path:
 
 
 def test_smallest_benchmark_prints_machine_and_tables(easy_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    smallest = ["--tables", "epochs", "runs", "--contenders", "this lab", "--rounds", "1", "--batch-size", "100"]
+    smallest = ["--tables", "epochs", "default run", "--contenders", "this lab", "--rounds", "1", "--batch-size", "100"]
     benchmark.main(["--data-dir", str(easy_dir), *smallest])
     captured = capsys.readouterr()
     machine, *tables = captured.out.split("\n\n")
     assert re.search(r"\d cores, Python \d.*, numpy \d", machine)
-    titles = "second epoch, batch size 100", "default run, 3 epochs", "experiment 2, 10 epochs"
+    titles = "second epoch, batch size 100", "default run, 3 epochs, from a cold start"
     for title, table in zip(titles, tables, strict=True):
         head, _, row = table.splitlines()
         assert head == f"| {title} | seconds | ratio | peak memory (MB) |"

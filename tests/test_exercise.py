@@ -116,8 +116,8 @@ def test_original_bodies_make_all_green(folder: Path, tmp_path: Path) -> None:
         assert "".join(lines) == original
         (whole / name).write_text("".join(lines), encoding="utf-8")
     assert run(whole, "-m", "tests.gradient_check").returncode == 0
-    quick = "not operator_agrees and not central"
-    tests = run(whole, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", quick, "tests/test_numpy_fnn.py")
+    quick = "test_numpy_fnn and not operator_agrees and not central or batches or order_is"
+    tests = run(whole, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", quick)
     assert tests.returncode == 0, tests.stdout
 
 

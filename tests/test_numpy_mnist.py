@@ -21,7 +21,7 @@ import numpy_mnist
 from numpy_fnn import NumpyLoss, NumpyModel
 from numpy_mnist import History, evaluate, main, mini_batch, train
 from tests.torch_reference import TorchModel
-from utils import FILES, Dataset, one_hot, plot_curve
+from utils import FILES, Dataset, load_dataset, one_hot, plot_curve
 
 IMAGES = np.random.default_rng(0).standard_normal((10, 28, 28), np.float32)
 LABELS = np.arange(10, dtype=np.uint8)
@@ -238,7 +238,34 @@ def test_every_option_reaches_the_run(arguments: list[str], pictures: list[dict[
     assert {(picture["path"], picture["show"]) for picture in pictures} == {(arguments[-1], True)}
     W1, y_pred, images, labels = pictures[0]["learned"]
     assert (W1.shape[0], y_pred.shape, images.shape, labels.shape) == (784, (20, 10), (20, 28, 28), (20,))
+    _, _, (test_images, test_labels), _ = load_dataset("MNIST", arguments[1])
+    np.testing.assert_array_equal(images, test_images)
+    np.testing.assert_array_equal(labels, test_labels)
     assert np.mean(y_pred.argmax(axis=1) == labels) == pictures[0]["accuracies"][-1]
+
+
+def test_every_edited_constant_reaches_the_run(
+    tmp_path: Path, data_dir: Path, pictures: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data_dir / "MNIST").rename(data_dir / "KMNIST")
+    constants = {"DATASET": "KMNIST", "DATA_DIR": data_dir, "PLOT": tmp_path / "curve.svg", "SEED": 5}
+    constants |= {"EPOCH_NUMBER": 2, "BATCH_SIZE": 15, "LEARNING_RATE": 0.25}
+    for name, value in constants.items():
+        monkeypatch.setattr(numpy_mnist, name, value)
+    assert main([]) == 0
+    assert pictures[0]["title"] == "KMNIST: 2 epochs, batch size 15, learning rate 0.25, seed 5"
+    assert pictures[0]["path"] == str(tmp_path / "curve.svg")
+
+
+def test_too_little_memory_is_a_sentence(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def normalize(images: np.ndarray) -> np.ndarray:
+        raise MemoryError("Unable to allocate 180. MiB")
+
+    monkeypatch.setattr("utils.normalize", normalize)
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == "Unable to allocate 180. MiB.\n"
 
 
 def test_help_explains_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,11 +300,12 @@ def test_help_explains_every_option_with_its_default(capsys: pytest.CaptureFixtu
         ("--seed", None, "argument --seed: invalid int value: 'None'"),
         ("--seed", -1, "seed is -1, expected 0 or more"),
         ("--dataset", "mnist", "'mnist'"),
-        ("--plot", "loss", "plot is 'loss', expected one of the extensions "),
-        ("--plot", None, "plot is 'None', expected one of the extensions "),
-        ("--plot", "loss.xyz", "plot is 'loss.xyz', expected one of the extensions "),
-        ("--plot", "missing/loss.png", "plot is 'missing/loss.png', but missing is not a folder"),
-        pytest.param("--plot", f"{'x' * 300}/loss.png", "xxx is not a folder", id="--plot-long"),
+        ("--dataset", "50% MNIST", "'50% MNIST'"),
+        ("--plot", "loss", "argument --plot: 'loss' has not one of the extensions "),
+        ("--plot", None, "argument --plot: 'None' has not one of the extensions "),
+        ("--plot", "loss.xyz", "argument --plot: 'loss.xyz' has not one of the extensions "),
+        ("--plot", "missing/loss.png", "argument --plot: 'missing/loss.png' is not in a folder that exists"),
+        pytest.param("--plot", f"{'x' * 300}/loss.png", "is not in a folder that exists", id="--plot-long"),
     ],
 )
 def test_bad_option_or_constant_is_a_sentence_before_any_data_is_touched(

@@ -17,7 +17,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 def test_commands_in_chinese_are_those_of_the_readme() -> None:
     commands = "".join(blocks(CHINESE, "sh")).splitlines()
-    assert len(commands) >= 9
+    assert len(commands) >= 10
     for command in commands:
         assert command in README
     assert blocks(CHINESE, "text") == blocks(README, "text")[:1]
@@ -29,6 +29,13 @@ def test_links_lead_somewhere() -> None:
         assert len(links) >= 1
         for link in links:
             assert (folder / link).exists(), link
+
+
+def test_readme_is_finished_and_short() -> None:
+    assert not re.findall(r"@[A-Z]+@", README)
+    assert README.count("\n") <= 110
+    for name in re.findall(r"`((?:docs|tests|\.ci)/[\w./]+)`", README):
+        assert (ROOT / name).exists(), name
 
 
 def test_snippet_trains_plots_and_prints_ten_probabilities(data_dir: Path) -> None:
