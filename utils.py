@@ -251,7 +251,7 @@ def plot_curve(
         axes["A"].plot(accuracies, color="tab:orange", marker="o", label="test")
         axes["A"].set(xlabel="epoch", ylabel="accuracy (fraction)")
         axes["A"].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
-    for ax in axes.values():
+    for ax in (axes[panel] for panel in "LA" if panel in axes):
         ax.grid(alpha=0.3)
         ax.locator_params(axis="x", integer=True, min_n_ticks=1)
     if learned:
