@@ -57,18 +57,18 @@ class Result(NamedTuple):
     train_accuracies: np.ndarray
     seconds: np.ndarray
 
-    def epoch(self, number: int) -> np.ndarray:
-        """Return the first step of an epoch, for every seed."""
-        return np.full(len(self.losses), number * self.losses.shape[1] // self.accuracies.shape[1])
+    def epoch(self, number: int) -> int:
+        """Return the first step of an epoch."""
+        return number * self.losses.shape[1] // self.accuracies.shape[1]
 
 
 class Measurement(NamedTuple):
-    """One value for each seed, which is said to be above `null`, or within `margin` of it where that is given."""
+    """One value for each seed: said to be above 0, a ratio above 1, or within a margin of 0 where that is given."""
 
     text: str
     values: np.ndarray
     digits: int = 4
-    null: float = 0
+    ratio: bool = False
     margin: float | None = None
 
 
@@ -99,15 +99,17 @@ def stack(runs: Sequence[Run], setting: Setting, images: int) -> Result:
     )
 
 
-def fluctuation(result: Result, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+def fluctuation(result: Result, starts: np.ndarray | int, stops: np.ndarray | int) -> np.ndarray:
     """Return for every seed the standard deviation, from a step to a step, of the loss around its moving average."""
-    rows = zip(result.losses - result.averages, starts, stops, strict=True)
+    rows = zip(
+        result.losses - result.averages, *np.broadcast_arrays(starts, stops, result.losses[:, 0])[:2], strict=True
+    )
     return np.array([row[start:stop].std() if start < stop else np.nan for row, start, stop in rows])
 
 
 def mean_loss(result: Result, epoch: int) -> np.ndarray:
     """Return for every seed the mean loss of one epoch."""
-    return result.losses[:, result.epoch(epoch)[0] : result.epoch(epoch + 1)[0]].mean(axis=1)
+    return result.losses[:, result.epoch(epoch) : result.epoch(epoch + 1)].mean(axis=1)
 
 
 def steps_until(result: Result, level: float) -> np.ndarray:
@@ -187,7 +189,7 @@ def measurements(two: Result, three: Result, four: Result) -> dict[str, list[Mea
                 f"fluctuation at a loss of {LEVEL}, experiment 2 over experiment 3",
                 fluctuation_at(two, LEVEL) / fluctuation_at(three, LEVEL),
                 2,
-                null=1,
+                ratio=True,
             ),
         ],
         "(e) A higher learning rate falls faster and may fluctuate more.": [
@@ -200,7 +202,7 @@ def measurements(two: Result, three: Result, four: Result) -> dict[str, list[Mea
                 f"fluctuation at a loss of {LEVEL}, experiment 4 over experiment 3",
                 fluctuation_at(four, LEVEL) / fluctuation_at(three, LEVEL),
                 2,
-                null=1,
+                ratio=True,
             ),
             Measurement(
                 "lowest accuracy after epochs 5 to 9, experiment 3 less experiment 4",
@@ -211,11 +213,15 @@ def measurements(two: Result, three: Result, four: Result) -> dict[str, list[Mea
 
 
 def p_value(measurement: Measurement) -> float:
-    """Return the p-value of Wilcoxon's signed ranks: two-sided, or of both one-sided tests against the margin."""
-    values, margin = measurement.values - measurement.null, measurement.margin
-    if margin is None:
+    """Return the p-value of Wilcoxon's signed ranks: of values unlike 0, or of values within or beyond the margin."""
+    # Rounded, so that differences that are alike count as such.
+    values = (np.log(measurement.values) if measurement.ratio else measurement.values).round(9)
+    if measurement.margin is None:
         return float(stats.wilcoxon(values).pvalue)
-    return float(max(stats.wilcoxon(margin + sign * values, alternative="greater").pvalue for sign in (1, -1)))
+    sides = [(measurement.margin + sign * values).round(9) for sign in (1, -1)]
+    within = max(stats.wilcoxon(side, alternative="greater").pvalue for side in sides)
+    beyond = 2 * min(stats.wilcoxon(side, alternative="less").pvalue for side in sides)
+    return float(min(within, beyond, 1))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -232,8 +238,9 @@ def verdicts(measured: Sequence[Measurement]) -> list[Verdict]:
     for measurement, p in zip(measured, holm([p_value(each) for each in measured]), strict=True):
         median = float(np.median(measurement.values))
         low, high = stats.quantile_test(measurement.values, p=0.5).confidence_interval(0.95)
-        above = measurement.margin is not None or median > measurement.null
-        words = ("yes" if above else "no, the opposite") if p < SIGNIFICANT else "not shown"
+        margin = measurement.margin
+        so = median > measurement.ratio if margin is None else abs(median) < margin
+        words = ("yes" if so else "no, the opposite") if p < SIGNIFICANT else "not shown"
         judged.append(Verdict(median, low, high, float(p), words))
     return judged
 
@@ -241,6 +248,8 @@ def verdicts(measured: Sequence[Measurement]) -> list[Verdict]:
 def overall(words: Sequence[str]) -> str:
     """Return what the verdicts on one conclusion come to."""
     count = words.count("yes")
+    if all("opposite" in word for word in words):
+        return "The opposite holds."
     return "It holds." if count == len(words) else "It holds partly." if count else "It is not shown."
 
 
@@ -259,7 +268,7 @@ def cut(run: Run, setting: Setting, epochs: int, images: int) -> Run:
 
 
 def outcomes(runs: Sequence[Run], setting: Setting) -> list[str]:
-    """Return how each run went: "NaN", "chance", "burst" (and recovered) or "calm"."""
+    """Return how each run went: "NaN", "chance", "burst" (and not lost) or "calm"."""
     return [
         "NaN"
         if len(run.accuracies) < setting.epochs
