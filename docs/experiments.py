@@ -147,7 +147,7 @@ def plot_outcomes(groups: dict[str, list[Run]]) -> None:
         bottom += shares
     ax.set_axisbelow(True)
     ax.set(xlabel="learning rate", ylabel="share of the runs")
-    ax.set_title("Up to a learning rate of 0.7 most runs have no burst, at 1.0 most never learn")
+    figure.suptitle("Up to a learning rate of 0.7 most runs have no burst, at 1.0 most never learn")
     figure.legend(loc="outside right center")
     save(figure, "rates.png")
 
@@ -166,9 +166,9 @@ def plot_burst(branches: dict[str, Branch], name: str) -> None:
                 ax.plot(steps[-1], values[-1], "x", color=COLORS[forms], markersize=10, markeredgewidth=3)
             ax.set(ylabel=label, yscale="linear" if "share" in label else "symlog" if "norm" in label else "log")
     for ax in axes[0]:
-        for loss, name_of in ((judge.GUESSING, "ln 10"), (-np.log(1e-12), "-ln ε")):
+        for loss, name_of in ((judge.GUESSING, "ln 10"), (-np.log(1e-12), "−ln ε")):
             ax.axhline(loss, color="gray", linestyle=":")
-            ax.text(1, loss, name_of, transform=ax.get_yaxis_transform(), ha="right", va="bottom", color="gray")
+            ax.text(0.99, loss, name_of, transform=ax.get_yaxis_transform(), ha="right", va="bottom", color="gray")
     for ax in axes[1]:
         ax.set_xlabel("step, from the first whose loss is above that of guessing")
     figure.suptitle(f"One burst, {name}: who comes back (× where a run ends in NaN)")

@@ -12,8 +12,8 @@ from utils import moving_average
 SEEDS = 20
 
 
-def one(values: np.ndarray, margin: float | None = None, null: float = 0) -> judge.Verdict:
-    return judge.verdicts([Measurement("", values, margin=margin, null=null)])[0]
+def one(values: np.ndarray, margin: float | None = None, ratio: bool = False) -> judge.Verdict:
+    return judge.verdicts([Measurement("", values, margin=margin, ratio=ratio)])[0]
 
 
 def result(seed: int, epochs: int, steps: int, noise: float = 0.05, slope: float = 3) -> Result:
@@ -45,7 +45,7 @@ def test_the_originals_accuracies_are_the_courses() -> None:
 
 
 def test_experiments_are_trained_long_enough_and_told_apart() -> None:
-    assert EXPERIMENTS[1].trained is EXPERIMENTS[2].trained or EXPERIMENTS[1].trained == EXPERIMENTS[2].trained
+    assert EXPERIMENTS[1].trained == EXPERIMENTS[2].trained
     assert [EXPERIMENTS[n].trained.epochs for n in (2, 3, 4)] == [30, 20, 10]
     assert {(experiment.trained.forms, experiment.trained.nudged) for experiment in EXPERIMENTS.values()} == {
         ("this lab", False)
@@ -60,8 +60,10 @@ def test_a_difference_counts_where_signed_ranks_say_so() -> None:
     assert one(noise + 2).words == "yes"
     assert one(noise - 2).words == "no, the opposite"
     assert one(noise).words == "not shown"
-    assert one(noise + 3, null=1).words == "yes"
-    assert one(noise + 1, null=1).words == "not shown"
+    assert one(np.exp(noise + 2), ratio=True).words == "yes"
+    assert one(np.exp(noise - 2), ratio=True).words == "no, the opposite"
+    assert one(np.exp(noise), ratio=True).words == "not shown"
+    assert one(np.exp(noise + 2), ratio=True).p_value == pytest.approx(stats.wilcoxon(noise + 2).pvalue)
     assert one(noise + 2).p_value == pytest.approx(stats.wilcoxon(noise + 2).pvalue)
     # 1.4 standard errors above 0 are not enough
     weak = np.linspace(-1, 1, SEEDS) + 0.2
@@ -70,6 +72,11 @@ def test_a_difference_counts_where_signed_ranks_say_so() -> None:
     # the p-value is two-sided
     borderline = np.linspace(-1, 1, SEEDS) + 0.29
     assert 0.025 < stats.wilcoxon(borderline, alternative="greater").pvalue < 0.05 < one(borderline).p_value
+
+
+def test_differences_that_are_alike_but_for_rounding_count_as_alike() -> None:
+    values = np.repeat([0.1, -0.2, 0.3, 0.4], 5)
+    assert one(values + 1e-12 * np.random.default_rng(0).normal(size=SEEDS)).p_value == one(values).p_value
 
 
 def test_a_blow_up_turns_no_verdict_around() -> None:
@@ -90,7 +97,13 @@ def test_about_as_high_needs_proof_on_both_sides() -> None:
     noise = np.linspace(-0.001, 0.001, SEEDS)
     assert pytest.approx(0.0028) == MARGIN
     assert one(noise, MARGIN).words == one(noise + 0.001, MARGIN).words == one(noise - 0.001, MARGIN).words == "yes"
-    assert one(noise + 0.004, MARGIN).words == one(noise - 0.004, MARGIN).words == "not shown"
+    assert one(noise + 0.004, MARGIN).words == one(noise - 0.004, MARGIN).words == "no, the opposite"
+    assert one(noise + MARGIN, MARGIN).words == one(noise - MARGIN, MARGIN).words == "not shown"
+    # beyond the margin is two-sided, too
+    borderline = MARGIN + 0.001 * (np.linspace(-1, 1, SEEDS) + 0.29)
+    p = stats.wilcoxon((MARGIN - borderline).round(9), alternative="less").pvalue
+    assert 0.025 < p < 0.05 < one(borderline, MARGIN).p_value == pytest.approx(2 * p)
+    assert one(borderline, MARGIN).words == "not shown"
     assert one(noise * 20, MARGIN).words == "not shown"  # no difference found is no proof of there being none
 
 
@@ -114,6 +127,7 @@ def test_a_conclusion_holds_if_all_of_it_does() -> None:
     assert judge.overall(["yes", "yes"]) == "It holds."
     assert judge.overall(["not shown", "yes"]) == judge.overall(["yes", "no, the opposite"]) == "It holds partly."
     assert judge.overall(["not shown", "no, the opposite"]) == "It is not shown."
+    assert judge.overall(["no, the opposite"] * 2) == "The opposite holds."
 
 
 def test_what_is_measured(results: tuple[Result, Result, Result]) -> None:
@@ -153,7 +167,7 @@ def test_what_is_measured(results: tuple[Result, Result, Result]) -> None:
     for i, (value, wanted) in enumerate(zip(values, expected, strict=True)):
         np.testing.assert_allclose(value, wanted, err_msg=measured(*results)[i].text)
     assert [i for i, each in enumerate(measured(*results)) if each.margin == MARGIN] == [1, 8, 9]
-    assert [i for i, each in enumerate(measured(*results)) if each.null == 1] == [10, 12]
+    assert [i for i, each in enumerate(measured(*results)) if each.ratio] == [10, 12]
 
 
 def test_verdicts_on_results_made_to_have_them(results: tuple[Result, Result, Result]) -> None:
@@ -170,7 +184,7 @@ def test_verdicts_on_results_made_to_have_them(results: tuple[Result, Result, Re
     assert by_letter == {
         "a": ["yes"] * 3,
         "b": ["yes"] * 2,
-        "c": ["yes", "yes", "yes", "not shown", "yes"],
+        "c": ["yes", "yes", "yes", "no, the opposite", "yes"],
         "d": ["yes"],
         "e": ["yes", "yes", "yes"],
     }
@@ -186,7 +200,7 @@ def test_stack_has_a_row_for_each_run_and_nan_after_its_end() -> None:
     assert np.isnan(stacked.losses).sum(axis=1).tolist() == [0, 5]
     assert np.isnan(stacked.accuracies).sum(axis=1).tolist() == [0, 2]
     assert [stacked.accuracies[0, 1], stacked.train_accuracies[0, 1], stacked.seconds[0, 1]] == [1, 11, 21]
-    assert stacked.epoch(2).tolist() == [6, 6]
+    assert stacked.epoch(2) == 6
 
 
 def test_fluctuation_is_the_deviation_around_the_moving_average() -> None:
