@@ -260,7 +260,7 @@ def plot_curve(
         draw_mistakes(axes["M"], learned[1], learned[2], learned[3], 2, 4)
     picture = io.BytesIO()  # written as a whole, so that a disk that is full is an error in every format
     try:
-        figure.savefig(picture, dpi=120, format=Path(path).suffix[1:])
+        figure.savefig(picture, dpi=100, format=Path(path).suffix[1:])
         Path(path).write_bytes(picture.getvalue())
         if show and figure.canvas.required_interactive_framework:
             with contextlib.suppress(KeyboardInterrupt):  # as good a way as any to close the window
