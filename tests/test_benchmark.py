@@ -34,9 +34,10 @@ def test_smallest_benchmark_prints_machine_and_tables(easy_dir: Path, capsys: py
     assert re.search(r"\d cores, Python \d.*, numpy \d", machine)
     titles = "second epoch, batch size 100", "default run, 3 epochs, from a cold start"
     for title, table in zip(titles, tables, strict=True):
-        head, _, row = table.splitlines()
+        head, _, row, *others = table.splitlines()
         assert head == f"| {title} | seconds | ratio | peak memory (MB) |"
         assert re.fullmatch(r"\| this lab \| (\d+\.\d\d) \(\1–\1\) \| 1\.00 \| \d+ \|", row)
+        assert [line.split(" | ")[0] for line in others] == ["| this lab, one BLAS thread"] * title.startswith("default")
 
 
 def test_contenders_take_turns_idle_and_busy(
@@ -75,7 +76,7 @@ def test_measurement_is_of_one_process_beside_busy_ones(monkeypatch: pytest.Monk
         benchmark.measure([sys.executable, "-c", "raise ValueError"], 0)
 
 
-@pytest.mark.parametrize("name", [*benchmark.RUNS, "PyTorch eager, DataLoader"])
+@pytest.mark.parametrize("name", list(benchmark.CONTENDERS)[:-1])
 def test_contender_learns_and_saves_its_picture(name: str, easy_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if name == "JAX, jitted":
         pytest.importorskip("jax")
