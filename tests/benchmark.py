@@ -2,7 +2,7 @@
 
 Every measurement is a process of its own, and the contenders take turns over several rounds, so that a noisy neighbor
 disturbs all of them alike. An epoch is the second one of its process, so that no contender is timed cold; a whole run
-is timed cold, from the start of Python to the picture. It takes a quarter of an hour, with --busy 2 an hour;
+is timed cold, from the start of Python to the picture. It takes a quarter of an hour, with --busy 2 over an hour;
 the time left is shown. It needs Linux, and measures JAX where it is installed. For one core: taskset -c 0 python ...
 """
 
