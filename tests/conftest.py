@@ -4,7 +4,7 @@ import os
 import struct
 from pathlib import Path
 
-# Beside other busy programs, threads that wait for each other take five times as long. NumPy and torch look at start.
+# Beside other busy programs, threads that wait for each other take many times as long. NumPy and torch look at start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from numpy_mnist import History
 from tests import benchmark
 from tests.conftest import idx
 from utils import FILES
@@ -34,11 +35,30 @@ def test_smallest_benchmark_prints_machine_and_tables(easy_dir: Path, capsys: py
     assert re.search(r"\d cores, Python \d.*, numpy \d", machine)
     titles = "second epoch, batch size 100", "default run, 3 epochs, from a cold start"
     for title, table in zip(titles, tables, strict=True):
-        head, _, row, *others = table.splitlines()
+        head, _, row, *_ = table.splitlines()
         assert head == f"| {title} | seconds | ratio | peak memory (MB) |"
         assert re.fullmatch(r"\| this lab \| (\d+\.\d\d) \(\1–\1\) \| 1\.00 \| \d+ \|", row)
-        names = [line.split(" | ")[0] for line in others]
-        assert names == ["| this lab, one BLAS thread"] * title.startswith("default")
+
+
+def test_rows_are_what_their_names_say(easy_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: dict[str, dict[str, list[str]]] = {}
+    monkeypatch.setattr(benchmark, "print_table", lambda title, rows, *_, **__: tables.update({title: rows}))
+    benchmark.main(["--data-dir", str(easy_dir)])
+    epochs, *whole_runs, _ = tables.values()
+    assert all("128, 2, " in command[-1] for command in epochs.values())
+    for rows, epoch_number in zip(whole_runs, ("3", "10"), strict=True):
+        lab, one_thread, *others = rows.values()
+        assert (lab[2], lab[-1]) == ("numpy_mnist.py", epoch_number)
+        assert one_thread == ["env", "OPENBLAS_NUM_THREADS=1", *lab[1:]]
+        assert all(f"128, {epoch_number}, " in command[-1] for command in others)
+
+
+def test_seconds_are_those_of_the_last_epoch(
+    easy_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(benchmark.CONTENDERS, "this lab", lambda *_: History(seconds=[3.0, 2.0]))
+    benchmark.run("this lab", str(easy_dir), 10, 2, "")
+    assert capsys.readouterr().out == "2.0\n"
 
 
 def test_contenders_take_turns_idle_and_busy(
