@@ -196,8 +196,8 @@ def tile(images: np.ndarray, columns: int, below: int = 1, beside: int = 1) -> n
 def draw_weights(ax: Any, W1: np.ndarray) -> None:
     """Draw the 32 columns of W1 (784 pixels, d') of largest norm as images, on one color scale around 0."""
     images = W1[:784, np.argsort(-np.linalg.norm(W1, axis=0))[:32]].T.reshape(-1, 28, 28)
-    limit = abs(images).max()
-    ax.imshow(tile(images, 8), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    limit = abs(images).max() or 1
+    ax.imshow(tile(images, 8), cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     ax.set_title(f"What the first layer looks for: {len(images)} columns of W1\n(red above 0, blue below)", fontsize=10)
     ax.axis("off")
 
@@ -208,7 +208,7 @@ def draw_mistakes(ax: Any, y_pred: np.ndarray, images: np.ndarray, labels: np.nd
     wrong = np.flatnonzero(answers != labels)
     worst = wrong[np.argsort(-y_pred[wrong, answers[wrong]], kind="stable")][: rows * columns]
     below, beside = 16, 14  # pixels, for the words
-    ax.imshow(tile(images[worst].reshape(-1, 28, 28), columns, below, beside), cmap="gray_r")
+    ax.imshow(tile(images[worst].reshape(-1, 28, 28), columns, below, beside), cmap="gray_r", interpolation="nearest")
     for place, i in enumerate(worst):
         said, true = (f"{digit}: {np.exp(y_pred[i, digit]):.3f}" for digit in (answers[i], labels[i]))
         x, y = place % columns * (28 + beside) + 14, place // columns * (28 + below) + 29

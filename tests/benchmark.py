@@ -26,7 +26,7 @@ import numpy as np
 
 from numpy_fnn import NumpyModel
 from numpy_mnist import History, train
-from utils import Dataset, load_dataset, plot_curve
+from utils import Dataset, find_files, load_dataset, plot_curve
 
 ROOT = Path(__file__).parent.parent
 WIDTHS = [784, *(width for _, width in NumpyModel.SHAPES.values())]
@@ -255,6 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-dir", default="data", help="where MNIST is, or is downloaded to")
     options = parser.parse_args(arguments)
     data_dir = str(Path(options.data_dir).resolve())
+    placed = find_files(Path(data_dir, "MNIST", "raw")).values()
+    if "PyTorch eager, DataLoader" in options.contenders and any(path.suffix == ".gz" for path in placed):
+        parser.error(f"torchvision reads unpacked files alone: gunzip {data_dir}/MNIST/raw/*.gz")
     # Not here: Linux counts the peak memory of a process among that of those which it starts.
     subprocess.run(
         [sys.executable, "-c", f"import utils; utils.load_dataset('MNIST', {data_dir!r})"], cwd=ROOT, check=True

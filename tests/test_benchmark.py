@@ -53,6 +53,16 @@ def test_rows_are_what_their_names_say(easy_dir: Path, monkeypatch: pytest.Monke
         assert all(f"128, {epoch_number}, " in command[-1] for command in others)
 
 
+def test_packed_files_are_an_error_before_anything_is_measured(
+    easy_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path := easy_dir / "MNIST" / "raw" / FILES[0]).rename(f"{path}.gz")
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main(["--data-dir", str(easy_dir)])
+    assert caught.value.code == 2
+    assert "gunzip" in capsys.readouterr().err
+
+
 def test_seconds_are_those_of_the_last_epoch(
     easy_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
