@@ -1,12 +1,12 @@
 """Data sets, one-hot targets and the picture of a training run."""
 
-import argparse
 import contextlib
 import gzip
 import io
 import math
 import os
 import socket
+import struct
 import sys
 import tempfile
 import zlib
@@ -72,26 +72,32 @@ def damaged(path: Path, fault: str) -> DataError:
 
 
 def find_files(raw: Path) -> dict[str, Path]:
-    """Return the paths of those of FILES that are in `raw`, unpacked or, as the mirrors hand them out, as a .gz."""
-    return {file: raw / name for file in FILES for name in (f"{file}.gz", file) if os.path.lexists(raw / name)}
+    """Return the paths of those of FILES that are in `raw`, unpacked or, as the mirrors hand them out, as a .gz.
+
+    Raises DataError where the folder is there but can't be read.
+    """
+    try:
+        names = os.listdir(raw)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataError(f"{raw} can't be read ({reason(error)})") from error
+    return {file: raw / name for file in FILES for name in (f"{file}.gz", file) if name in names}
 
 
 def read_images(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the normalized images (N, 28, 28) and the labels (N,) of two IDX files; raises DataError."""
-    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
-    if images.shape[1:] != (28, 28):
-        raise damaged(images_path, f"its images are {images.shape[1:]}, not (28, 28)")
-    if len(images) != len(labels):
-        raise damaged(labels_path, f"it has {len(labels)} labels for {len(images)} images in {images_path.name}")
-    if labels.max() > 9:
-        raise damaged(labels_path, f"it has a label {labels.max()}, not 0 to 9")
+    images, labels = read_idx(images_path, 28, 28), read_idx(labels_path)
+    if len(labels) != len(images) or labels.max() > 9:
+        fault = f"it has {len(labels)} labels from {labels.min()} to {labels.max()}"
+        raise damaged(labels_path, f"{fault}, expected {len(images)} from 0 to 9 for {images_path.name}")
     return normalize(images), labels.copy()  # what is read from a file can't be written to
 
 
-def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """Return the uint8 array of an IDX file: two zero bytes, 8 for uint8, ndim, ndim big-endian uint32 sizes, the data.
+def read_idx(path: Path, *shape: int) -> np.ndarray:
+    """Return the uint8 array (N, *shape) of an IDX file: two zero bytes, 8 for uint8, ndim, ndim sizes, the data.
 
-    Raises DataError, naming the file, where it can't be read, is of another kind, empty or of the wrong length.
+    The sizes are big-endian uint32. Raises DataError where the file can't be read, or is not of this kind and shape.
     """
     try:
         content = path.read_bytes()
@@ -99,13 +105,12 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error, MemoryError) as error:
         raise damaged(path, f"it can't be read ({reason(error)})") from error
-    header = 4 + 4 * ndim
-    if len(content) < header or content[:4] != bytes([0, 0, 8, ndim]):
-        raise damaged(path, f"it is no IDX file of bytes in {ndim} dimensions")
-    shape = tuple(np.frombuffer(content, ">u4", ndim, 4).tolist())
-    if len(content) - header != math.prod(shape) or len(content) == header:
-        raise damaged(path, f"its header promises {shape} bytes, but {len(content) - header} follow it")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    ndim = 1 + len(shape)
+    count, rest = divmod(len(content) - 4 - 4 * ndim, math.prod(shape))
+    header = struct.pack(f">4B{ndim}I", 0, 0, 8, ndim, max(count, 0), *shape)
+    if rest or count < 1 or not content.startswith(header):
+        raise damaged(path, f"its {len(content)} bytes are no IDX file of {'×'.join(map(str, ('N', *shape)))} bytes")
+    return np.frombuffer(content, np.uint8, offset=len(header)).reshape(count, *shape)
 
 
 def download(name: str, raw: Path, missing: Sequence[str]) -> None:
@@ -161,9 +166,11 @@ def normalize(images: np.ndarray) -> np.ndarray:
 
 def one_hot(labels: Any, classes: int = 10) -> np.ndarray:
     """Return targets (N, classes), float32, 1 at the label and 0 elsewhere, for labels (N,) from 0 to classes − 1."""
-    targets = np.asarray(labels)[:, None] == np.arange(classes)
-    if targets.sum() != len(labels):
-        raise ValueError(f"labels are {min(labels)} to {max(labels)}, expected integers from 0 to {classes - 1}")
+    labels = np.asarray(labels)
+    targets = labels[..., None] == np.arange(classes)
+    if labels.ndim != 1 or targets.sum() != len(labels):
+        words = f"expected integers from 0 to {classes - 1} in shape (N,)"
+        raise ValueError(f"labels are {labels.min()} to {labels.max()} in shape {labels.shape}, {words}")
     return targets.astype(np.float32)
 
 
@@ -175,15 +182,37 @@ def moving_average(values: Sequence[float]) -> np.ndarray:
     return (sums[steps + half + 1] - sums[steps - half]) / (2 * half + 1)
 
 
-def picture_path(path: str) -> str:
-    """Return `path` as it is; raises ArgumentTypeError where no picture can be saved to it."""
-    from matplotlib.backend_bases import FigureCanvasBase  # whoever only loads data does not wait for it
+def import_pyplot() -> Any:
+    """Return matplotlib.pyplot with the backend that MPLBACKEND names or, where it can't be had, one without windows.
 
-    if not os.path.isdir(Path(path).parent):
-        raise argparse.ArgumentTypeError(f"{path!r} is not in a folder that exists")
-    if Path(path).suffix[1:].lower() not in (kinds := FigureCanvasBase.get_supported_filetypes()):
-        raise argparse.ArgumentTypeError(f"{path!r} has not one of the extensions {', '.join(kinds)}")
-    return path
+    Notebooks set that variable for every command they run, and where it is wrong importing matplotlib fails.
+    """
+    backend = os.environ.pop("MPLBACKEND", None)
+    import matplotlib.pyplot as plt  # whoever only loads data does not wait for it
+
+    try:
+        plt.switch_backend(backend or plt.get_backend())
+    except (ImportError, ValueError):
+        plt.switch_backend("agg")
+    return plt
+
+
+def picture_file(path: str) -> Path:
+    """Return the file that a picture saved to `path` becomes, links followed; what is there stays as it is.
+
+    Raises ValueError for an extension that no picture has, OSError where no file can be written.
+    """
+    kinds = import_pyplot().FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in kinds:
+        raise ValueError(f"{str(path)!r} has not one of the extensions {', '.join(kinds)}")
+    file = Path(path).resolve()
+    is_new = not file.exists()
+    if not is_new and not file.is_file():
+        raise OSError(f"{str(path)!r} is there, and is not a file")
+    file.open("ab").close()  # the system knows best what it refuses
+    if is_new:
+        file.unlink()
+    return file
 
 
 def tile(images: np.ndarray, columns: int, below: int = 1, beside: int = 1) -> np.ndarray:
@@ -202,12 +231,12 @@ def draw_weights(ax: Any, W1: np.ndarray) -> None:
     ax.axis("off")
 
 
-def draw_mistakes(ax: Any, y_pred: np.ndarray, images: np.ndarray, labels: np.ndarray, rows: int, columns: int) -> None:
-    """Draw the test images of which log-probabilities `y_pred` (N, 10) are wrong and most certain."""
+def draw_mistakes(ax: Any, y_pred: np.ndarray, images: np.ndarray, labels: np.ndarray) -> None:
+    """Draw the eight test images of which log-probabilities `y_pred` (N, 10) are wrong and most certain."""
     answers = y_pred.argmax(axis=1)
     wrong = np.flatnonzero(answers != labels)
-    worst = wrong[np.argsort(-y_pred[wrong, answers[wrong]], kind="stable")][: rows * columns]
-    below, beside = 16, 14  # pixels, for the words
+    worst = wrong[np.argsort(-y_pred[wrong, answers[wrong]], kind="stable")][:8]
+    columns, below, beside = 4, 16, 14  # the latter in pixels, for the words
     ax.imshow(tile(images[worst].reshape(-1, 28, 28), columns, below, beside), cmap="gray_r", interpolation="nearest")
     for place, i in enumerate(worst):
         said, true = (f"{digit}: {np.exp(y_pred[i, digit]):.3f}" for digit in (answers[i], labels[i]))
@@ -217,25 +246,29 @@ def draw_mistakes(ax: Any, y_pred: np.ndarray, images: np.ndarray, labels: np.nd
     ax.axis("off")
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of a model that diverged
 def plot_curve(
     losses: Sequence[float],
     accuracies: Sequence[float] = (),
     train_accuracies: Sequence[float] = (),
-    learned: tuple[Any, ...] = (),
+    model: Any = None,
+    test_set: Any = (),
     title: str = "",
     path: str = "loss.png",
     show: bool = True,
 ) -> Any:
     """Save a picture of a run, show it in a window where there is a display, and return it, a closed Figure.
 
-    It has the loss of every step, the accuracies of every epoch and, of `learned` = (W1, log-probabilities, images and
-    labels of the test set), weights and mistakes. Raises OSError or ValueError where it can't be saved.
+    It has the loss of every step, the accuracies of every epoch and, of a model with a test set (images, labels), the
+    weights of the first layer and the mistakes. Raises OSError or ValueError where it can't be saved: what was there
+    before is still there.
     """
-    import matplotlib.pyplot as plt
-
-    mistaken = len(learned) > 0 and (learned[1].argmax(axis=1) != learned[3]).any()
-    panels = ["LLLLAA" if len(accuracies) else "LLLLLL"] + (["WWWMMM" if mistaken else "WWW..."] if learned else [])
-    size, heights = ((10, 7), (4, 3)) if learned else ((10, 4), (1,))
+    plt, file = import_pyplot(), picture_file(path)
+    panels, size, mistaken = ["LLLLAA" if len(accuracies) else "LLLLLL"], (10, 4), False
+    if learned := model is not None and np.isfinite(y_pred := model.forward(test_set[0])).all():
+        mistaken = (y_pred.argmax(axis=1) != test_set[1]).any()
+        panels, size = [*panels, "WWWMMM" if mistaken else "WWW..."], (10, 7)
+    heights = (4, 3)[: len(panels)]
     figure, axes = plt.subplot_mosaic("\n".join(panels), figsize=size, height_ratios=heights, layout="constrained")
     figure.suptitle(title)
     marker = "." if len(losses) < WINDOW else ""  # the line of a single step could not be seen
@@ -247,7 +280,7 @@ def plot_curve(
     axes["L"].set_ylim(0, 1.1 * max(losses[0], np.quantile(losses, 0.95)))
     axes["L"].legend()
     if len(accuracies):
-        axes["A"].plot(train_accuracies, color="tab:gray", marker=".", label="training (first 10,000)")
+        axes["A"].plot(train_accuracies, color="tab:gray", marker=".", label="training (up to 10,000)")
         axes["A"].plot(accuracies, color="tab:orange", marker="o", label="test")
         axes["A"].set(xlabel="epoch", ylabel="accuracy (fraction)")
         axes["A"].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
@@ -255,16 +288,18 @@ def plot_curve(
         ax.grid(alpha=0.3)
         ax.locator_params(axis="x", integer=True, min_n_ticks=1)
     if learned:
-        draw_weights(axes["W"], learned[0])
+        draw_weights(axes["W"], model.W1)
     if mistaken:
-        draw_mistakes(axes["M"], learned[1], learned[2], learned[3], 2, 4)
-    picture = io.BytesIO()  # written as a whole, so that a disk that is full is an error in every format
+        draw_mistakes(axes["M"], y_pred, *test_set)
+    part, picture = file.with_name(f"loss-{os.getpid()}.part"), io.BytesIO()
     try:
-        figure.savefig(picture, dpi=100, format=Path(path).suffix[1:])
-        Path(path).write_bytes(picture.getvalue())
+        figure.savefig(picture, dpi=100, format=file.suffix[1:])
+        part.write_bytes(picture.getvalue())
+        part.replace(file)  # only now, and as a whole
         if show and figure.canvas.required_interactive_framework:
             with contextlib.suppress(KeyboardInterrupt):  # as good a way as any to close the window
                 plt.show(block=True)
     finally:
+        part.unlink(missing_ok=True)
         plt.close(figure)
     return figure
