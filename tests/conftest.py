@@ -23,11 +23,12 @@ def idx(array: np.ndarray) -> bytes:
 
 @pytest.fixture
 def contents() -> dict[str, bytes]:
-    """Return four small files in MNIST's format: 30 training and 20 test images."""
+    """Return four small files in MNIST's format: 30 training and 20 test images of classes easy to tell."""
     rng = np.random.default_rng(0)
-    arrays = []
+    patterns, arrays = rng.integers(0, 2, (10, 28, 28)) * 200, []
     for size in (30, 20):
-        arrays += [rng.integers(0, 256, (size, 28, 28), np.uint8), (np.arange(size) % 10).astype(np.uint8)]
+        labels = np.arange(size, dtype=np.uint8) % 10
+        arrays += [(patterns[labels] + rng.integers(0, 50, (size, 28, 28))).astype(np.uint8), labels]
     return {name: idx(array) for name, array in zip(FILES, arrays, strict=True)}
 
 

@@ -1,4 +1,4 @@
-"""Training by the course's own code and against PyTorch, mini-batches, the command line, runs that do not end well."""
+"""Mini-batches, training by the course's own code and against PyTorch, the command line, runs that do not end well."""
 
 import inspect
 import itertools
@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,14 +22,82 @@ import numpy_mnist
 from numpy_fnn import NumpyLoss, NumpyModel
 from numpy_mnist import History, evaluate, main, mini_batch, train
 from tests.torch_reference import TorchModel
-from utils import FILES, Dataset, load_dataset, one_hot, plot_curve
+from utils import FILES, DataError, Dataset, load_dataset, one_hot, plot_curve
 
 IMAGES = np.random.default_rng(0).standard_normal((10, 28, 28), np.float32)
 LABELS = np.arange(10, dtype=np.uint8)
 PAIRS = [(image, int(label)) for image, label in zip(IMAGES, LABELS, strict=True)]
 
+# ---- mini-batches
 
-def test_course_training_loop_runs_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+
+def labels_of(dataset: Any, batch_size: int, rng: Any = None) -> list[list[int]]:
+    """Return the labels of each batch."""
+    return [labels.tolist() for _, labels in mini_batch(dataset, batch_size, rng)]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "sizes"),
+    [
+        pytest.param((IMAGES, LABELS), [4, 4, 2], id="arrays"),
+        pytest.param([IMAGES, LABELS.tolist()], [4, 4, 2], id="array and list"),
+        pytest.param((torch.tensor(IMAGES), torch.tensor(LABELS)), [4, 4, 2], id="tensors"),
+        pytest.param(PAIRS, [4, 4, 2], id="pairs"),
+        pytest.param(tuple(PAIRS[:2]), [2], id="two pairs"),
+    ],
+)
+def test_mini_batch_yields_every_image_once_with_its_label(dataset: Any, sizes: list[int]) -> None:
+    batches = list(mini_batch(dataset, batch_size=4))
+    found = [len(labels) for _, labels in batches]
+    assert found == sizes, f"mini_batch yields batches of {found} images, expected {sizes}, the last one shorter"
+    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    assert sorted(labels) == list(range(sum(sizes))), "mini_batch does not yield every label once"
+    assert np.array_equal(images, IMAGES[labels]), "mini_batch yields images with the labels of others"
+    assert images.dtype == np.float32, f"mini_batch turns float32 images into {images.dtype}"
+
+
+def test_mini_batch_shuffles_by_rng() -> None:
+    dataset = (IMAGES, LABELS)
+    assert labels_of(dataset, 10, 0) != [sorted(LABELS)], "mini_batch does not shuffle"
+    assert labels_of(dataset, 10, 0) == labels_of(dataset, 10, 0), (
+        "mini_batch: one seed gives two orders: rng is not used"
+    )
+    assert labels_of(dataset, 10, 0) != labels_of(dataset, 10, 1), (
+        "mini_batch: two seeds give one order: rng is not used"
+    )
+    assert labels_of(dataset, 10) != labels_of(dataset, 10), "mini_batch: without rng, two calls give one order"
+    generator = np.random.default_rng(0)
+    first, second = labels_of(dataset, 10, generator), labels_of(dataset, 10, generator)
+    assert first != second, "mini_batch: of one generator, two calls draw one order"
+    assert first == labels_of(dataset, 10, 0), "mini_batch: a seed and its generator give two orders"
+
+
+def test_mini_batch_takes_a_torchvision_data_set(data_dir: Path) -> None:
+    transform = torchvision.transforms.ToTensor()
+    batches = list(mini_batch(torchvision.datasets.MNIST(str(data_dir), transform=transform), 7))
+    assert [images.shape for images, _ in batches] == [(7, 1, 28, 28)] * 4 + [(2, 1, 28, 28)]
+    assert batches[0][0].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("dataset", "batch_size", "words"),
+    [
+        pytest.param([], 4, "the data set has 0 images", id="no pairs"),
+        pytest.param((IMAGES[:0], LABELS[:0]), 4, "the data set has 0 images", id="empty arrays"),
+        pytest.param(PAIRS, 0, "batch_size is 0, expected 1 or more", id="size 0"),
+        pytest.param((IMAGES, LABELS[:9]), 4, "labels has shape (9,), expected (10,)", id="9 labels"),
+        pytest.param((IMAGES, one_hot(LABELS)), 4, "labels has shape (10, 10), expected (10,)", id="one-hot labels"),
+    ],
+)
+def test_mini_batch_of_bad_data(dataset: Any, batch_size: int, words: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
+        next(mini_batch(dataset, batch_size))
+
+
+# ---- training
+
+
+def test_training_by_the_course_runs_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds, default_rng = itertools.count(), np.random.default_rng
     monkeypatch.setattr(np.random, "default_rng", lambda rng=None: default_rng(next(seeds) if rng is None else rng))
     rng = np.random.default_rng(0)
@@ -48,13 +117,13 @@ def test_course_training_loop_runs_unchanged(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_training_learns_and_keeps_float32(digits: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    model = NumpyModel(0)
-    history = train(model, digits.train, digits.test, rng=0)
+    model, images = NumpyModel(0), digits.train[0].astype(np.float64)
+    history = train(model, (images, digits.train[1]), digits.test, rng=0)
     assert len(history.losses) == 3 * 293
     assert len(history.accuracies) == len(history.train_accuracies) == len(history.seconds) == 3
     assert history.accuracies[-1] > 0.9
     assert history.accuracies[-1] == np.mean(model.forward(digits.test[0]).argmax(axis=1) == digits.test[1])
-    assert history.train_accuracies[-1] == evaluate(model, digits.train[0][:10000], digits.train[1][:10000])
+    assert history.train_accuracies[-1] == evaluate(model, images[:10000], digits.train[1][:10000])
     assert min(history.seconds) > 0
     assert model.x1_grad is None
     assert capsys.readouterr().out == "".join(f"[{i}] Accuracy: {a:.4f}\n" for i, a in enumerate(history.accuracies))
@@ -81,20 +150,17 @@ def test_losses_of_a_whole_epoch_agree_with_torch(source: str, steps: int, reque
     np.testing.assert_allclose(history.losses, expected, rtol=0, atol=1e-12)
 
 
-def test_hyperparameter_left_out_is_the_constant_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    def losses(**hyperparameters: Any) -> list[float]:
-        return train(NumpyModel(0), PAIRS, (IMAGES, LABELS), rng=0, **hyperparameters).losses
-
-    as_shipped = losses()
-    assert as_shipped == losses(epoch_number=3, batch_size=128, learning_rate=0.1)
-    for constant, value in ("EPOCH_NUMBER", 2), ("BATCH_SIZE", 3), ("LEARNING_RATE", 0.02):
-        monkeypatch.setattr(numpy_mnist, constant, value)
-    assert losses() == losses(epoch_number=2, batch_size=3, learning_rate=0.02) != as_shipped
+def test_defaults_are_the_constants() -> None:
+    constants = {"epoch_number": 3, "batch_size": 128, "learning_rate": 0.1}
+    for function in (train, mini_batch):
+        parameters = inspect.signature(function).parameters
+        defaults = {name: parameters[name].default for name in constants if name in parameters}
+        assert defaults == {name: constants[name] for name in defaults} != {}
 
 
 def test_order_is_another_in_each_epoch_and_by_the_seed_the_same_in_each_run() -> None:
     def losses(rng: Any) -> list[float]:  # at a rate that changes no weight, they tell the order
-        return train(NumpyModel(0), PAIRS, (IMAGES, LABELS), 2, 3, 1e-30, rng).losses
+        return train(NumpyModel(0), PAIRS, PAIRS, 2, 3, 1e-30, rng).losses
 
     assert losses(0)[:4] != losses(0)[4:]
     assert losses(0) == losses(np.random.default_rng(0)) != losses(1)
@@ -105,127 +171,112 @@ def test_seconds_are_those_of_the_training_alone(monkeypatch: pytest.MonkeyPatch
     clock = itertools.count()  # ticks whenever it is read, and when the model is evaluated
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     monkeypatch.setattr(numpy_mnist, "evaluate", lambda *_: next(clock) / 100)
-    assert train(NumpyModel(0), PAIRS, (IMAGES, LABELS), 3).seconds == [1, 1, 1]
+    assert train(NumpyModel(0), PAIRS, PAIRS, 3).seconds == [1, 1, 1]
 
 
-def test_evaluation_takes_what_forward_takes() -> None:
+def test_evaluation_takes_what_forward_takes_and_a_label_for_each_image() -> None:
     model = NumpyModel(0)
     labels = model.forward(IMAGES).argmax(axis=1)
     labels[:5] = (labels[:5] + 1) % 10
     for images in (IMAGES, IMAGES.reshape(10, 784), torch.tensor(IMAGES)[:, None]):
         for expected in (labels, labels.tolist(), torch.tensor(labels)):
             assert evaluate(model, images, expected) == 0.5
-
-
-# ---- mini-batches
-
-
-@pytest.mark.parametrize(
-    ("dataset", "sizes"),
-    [
-        pytest.param((IMAGES, LABELS), [4, 4, 2], id="arrays"),
-        pytest.param([IMAGES, LABELS.tolist()], [4, 4, 2], id="array and list"),
-        pytest.param((torch.tensor(IMAGES), torch.tensor(LABELS)), [4, 4, 2], id="tensors"),
-        pytest.param(PAIRS, [4, 4, 2], id="pairs"),
-        pytest.param(tuple(PAIRS[:2]), [2], id="two pairs"),
-    ],
-)
-def test_batches_hold_every_image_once_with_its_label(dataset: Any, sizes: list[int]) -> None:
-    batches = list(mini_batch(dataset, batch_size=4))
-    assert [len(labels) for _, labels in batches] == sizes
-    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
-    assert images.dtype == np.float32
-    assert sorted(labels) == list(range(sum(sizes)))
-    np.testing.assert_array_equal(images, IMAGES[labels])
-
-
-def test_torchvision_data_set_is_a_sequence_of_pairs(data_dir: Path) -> None:
-    transform = torchvision.transforms.ToTensor()
-    batches = list(mini_batch(torchvision.datasets.MNIST(str(data_dir), transform=transform), 7))
-    assert [images.shape for images, _ in batches] == [(7, 1, 28, 28)] * 4 + [(2, 1, 28, 28)]
-    assert batches[0][0].dtype == np.float32
-
-
-def test_order_is_drawn_anew_from_a_generator_or_a_seed() -> None:
-    def order(rng: Any) -> list[int]:
-        return np.concatenate([labels for _, labels in mini_batch((IMAGES, LABELS), 3, rng)]).tolist()
-
-    generator = np.random.default_rng(0)
-    first, second = order(generator), order(generator)
-    assert len({tuple(each) for each in (first, second, order(1), sorted(first), order(None), order(None))}) == 6
-    assert order(0) == first == next(mini_batch(PAIRS, 10, 0))[1].tolist()
-
-
-def test_batches_are_of_128_images() -> None:
-    assert [len(labels) for _, labels in mini_batch((np.zeros((300, 1)), np.zeros(300)))] == [128, 128, 44]
+    for wrong in (labels[:, None], labels[:1], 3):
+        with pytest.raises(ValueError, match=r"^labels has shape .*, expected \(10,\)$"):
+            evaluate(model, IMAGES, wrong)
 
 
 @pytest.mark.parametrize(
-    ("dataset", "batch_size", "words"),
+    ("changed", "words"),
     [
-        pytest.param([], 4, "mini_batch has 0 images and batch_size 4, expected 1 or more of each", id="no pairs"),
-        pytest.param((IMAGES[:0], LABELS[:0]), 4, "mini_batch has 0 images and batch_size 4, exp", id="empty arrays"),
-        pytest.param(PAIRS, 0, "mini_batch has 10 images and batch_size 0, expected 1 or more of each", id="size 0"),
-        pytest.param((IMAGES, LABELS[:9]), 4, "labels has shape (9,), expected (10,)", id="9 labels"),
-        pytest.param((IMAGES, one_hot(LABELS)), 4, "labels has shape (10, 10), expected (10,)", id="one-hot labels"),
+        ({"epoch_number": 0}, "epoch_number is 0, expected an integer of 1 or more"),
+        ({"batch_size": 1e2}, "batch_size is 100.0, expected an integer of 1 or more"),
+        *(({"learning_rate": rate}, f"learning_rate is {rate}, expected") for rate in (0, -0.1, np.nan, np.inf)),
+        ({"train_set": (IMAGES.astype(np.uint8), LABELS)}, "images are uint8, expected floats"),
+        ({"test_set": (IMAGES.astype(np.uint8), LABELS)}, "images are uint8, expected floats"),
+        ({"train_set": (IMAGES, LABELS + 1)}, "labels are 1 to 10 "),
+        ({"test_set": (IMAGES, LABELS[:, None])}, "labels has shape (10, 1), expected (10,)"),
+        ({"test_set": (IMAGES[:, :14], LABELS)}, "x has shape (1, 14, 28), expected "),
+        ({"test_set": []}, "the data set has 0 images"),
     ],
+    ids=str,
 )
-def test_mini_batch_of_bad_data(dataset: Any, batch_size: int, words: str) -> None:
+def test_training_starts_with_the_right_hyperparameters_and_data_alone(changed: dict[str, Any], words: str) -> None:
+    history = History()
+    arguments = {"train_set": PAIRS, "test_set": PAIRS, "history": history, **changed}
     with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
-        next(mini_batch(dataset, batch_size))
+        train(NumpyModel(0), **arguments)
+    assert history.losses == []
 
 
 # ---- the command line
 
 
-@pytest.fixture
-def arguments(data_dir: Path, tmp_path: Path) -> list[str]:
-    """Return options for a run on the small files."""
-    return ["--data-dir", str(data_dir), "--plot", str(tmp_path / "loss.png")]
+class Run(NamedTuple):
+    """What a run of the command line leaves; `picture` are the arguments of plot_curve, {} where there was no call."""
+
+    code: Any
+    out: str
+    err: str
+    picture: dict[str, Any]
+
+
+Runner = Callable[..., Run]
 
 
 @pytest.fixture
-def pictures(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Return a list that gets the arguments of every picture, in place of the picture."""
-    calls: list[dict[str, Any]] = []
-    bind = inspect.signature(plot_curve).bind
-    monkeypatch.setattr(numpy_mnist, "plot_curve", lambda *args, **kw: calls.append(bind(*args, **kw).arguments))
-    return calls
+def run(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
+    """Return a function that runs the command line on the small files, with options and edited constants."""
+
+    def run(*options: object, draw: bool = False, **constants: object) -> Run:
+        picture: dict[str, Any] = {}
+
+        def plot(*arguments: Any, show: bool) -> None:
+            picture.update(inspect.signature(plot_curve).bind(*arguments, show=show).arguments)
+            if draw:
+                plot_curve(*arguments, show)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(numpy_mnist, "plot_curve", plot)
+            for name, value in {"DATA_DIR": str(data_dir), "PLOT": str(tmp_path / "loss.png"), **constants}.items():
+                patch.setattr(numpy_mnist, name, value)
+            try:
+                code: Any = main([str(option) for option in options])
+            except SystemExit as error:
+                code = error.code
+        return Run(code, *capsys.readouterr(), picture)
+
+    return run
 
 
 def test_run_of_all_defaults_prints_data_set_accuracies_and_picture(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Runner, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(data_dir.parent)
     monkeypatch.setattr(sys, "argv", ["kernel_launcher.py", "-f", "kernel.json"])  # a notebook's own
-    outputs = []
-    for options in ([], ["--dataset", "MNIST"]):
-        assert main(options) == 0
-        assert Path("loss.png").read_bytes().startswith(b"\x89PNG")
-        Path("loss.png").unlink()
-        outputs.append(capsys.readouterr())
-    lines = outputs[0].out.splitlines()
+    result = run(draw=True, DATA_DIR="data", PLOT="loss.png")
+    lines = result.out.splitlines()
     assert lines[0] == f"MNIST: 30 training and 20 test images from {Path('data', 'MNIST', 'raw')}"
     for epoch, line in enumerate(lines[1:4]):
-        assert re.fullmatch(rf"\[{epoch}\] Accuracy: 0\.\d{{4}}", line)
+        assert re.fullmatch(rf"\[{epoch}\] Accuracy: [01]\.\d{{4}}", line)
     assert lines[4:] == ["The loss curve is in loss.png"]
-    assert outputs[0] == outputs[1]
-    assert outputs[0].err == ""
+    assert (result.code, result.err) == (0, "")
+    assert Path("loss.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in Path().iterdir()) == ["data", "loss.png"]
+    assert run("--dataset", "MNIST", DATA_DIR="data", PLOT="loss.png").out == result.out
     assert plt.get_fignums() == []
 
 
-def test_run_in_a_thread_saves_the_picture(arguments: list[str], tmp_path: Path) -> None:
-    codes: list[int] = []
-    thread = threading.Thread(target=lambda: codes.append(main(arguments)))
+def test_run_in_a_thread_saves_the_picture(run: Runner, tmp_path: Path) -> None:
+    thread = threading.Thread(target=run, kwargs={"draw": True})
     thread.start()
     thread.join()
-    assert codes == [0]
     assert (tmp_path / "loss.png").exists()
 
 
-def test_every_option_reaches_the_run(arguments: list[str], pictures: list[dict[str, Any]]) -> None:
-    for options in ([], ["--learning-rate", "0.2"], ["--seed", "1"], ["--batch-size", "8"], ["--epoch-number", "1"]):
-        assert main([*arguments, "--batch-size", "10", "--epoch-number", "4", *options]) == 0
+def test_every_option_reaches_the_run(run: Runner, data_dir: Path) -> None:
+    options = ([], ["--learning-rate", 0.2], ["--seed", 1], ["--batch-size", 8], ["--epoch-number", 1])
+    pictures = [run("--batch-size", 10, "--epoch-number", 4, *each).picture for each in options]
     losses = [picture["losses"] for picture in pictures]
     assert [len(each) for each in losses] == [12, 12, 12, 16, 3]
     assert losses[0][0] == losses[1][0] != losses[2][0]
@@ -233,317 +284,287 @@ def test_every_option_reaches_the_run(arguments: list[str], pictures: list[dict[
     assert losses[0][:3] == losses[4]
     for name in ("accuracies", "train_accuracies"):
         assert [len(picture[name]) for picture in pictures] == [4, 4, 4, 4, 1]
-    assert pictures[2]["title"] == "MNIST: 4 epochs, batch size 10, learning rate 0.1, seed 1"
-    assert pictures[4]["title"] == "MNIST: 1 epoch, batch size 10, learning rate 0.1, seed 0"
-    assert {(picture["path"], picture["show"]) for picture in pictures} == {(arguments[-1], True)}
-    W1, y_pred, images, labels = pictures[0]["learned"]
-    assert (W1.shape[0], y_pred.shape, images.shape, labels.shape) == (784, (20, 10), (20, 28, 28), (20,))
-    _, _, (test_images, test_labels), _ = load_dataset("MNIST", arguments[1])
-    np.testing.assert_array_equal(images, test_images)
-    np.testing.assert_array_equal(labels, test_labels)
-    assert np.mean(y_pred.argmax(axis=1) == labels) == pictures[0]["accuracies"][-1]
+    assert pictures[2]["title"] == "MNIST: 4 of 4 epochs, batch size 10, learning rate 0.1, seed 1"
+    assert all(picture["show"] for picture in pictures)
+    images, labels = pictures[0]["test_set"]
+    np.testing.assert_array_equal(images, load_dataset("MNIST", str(data_dir)).test[0])
+    assert evaluate(pictures[0]["model"], images, labels) == pictures[0]["accuracies"][-1]
 
 
-def test_every_edited_constant_reaches_the_run(
-    tmp_path: Path, data_dir: Path, pictures: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_edited_constant_reaches_the_run(run: Runner, data_dir: Path, tmp_path: Path) -> None:
     (data_dir / "MNIST").rename(data_dir / "KMNIST")
-    constants = {"DATASET": "KMNIST", "DATA_DIR": data_dir, "PLOT": tmp_path / "curve.svg", "SEED": 5}
-    constants |= {"EPOCH_NUMBER": 2, "BATCH_SIZE": 15, "LEARNING_RATE": 0.25}
-    for name, value in constants.items():
-        monkeypatch.setattr(numpy_mnist, name, value)
-    assert main([]) == 0
-    assert pictures[0]["title"] == "KMNIST: 2 epochs, batch size 15, learning rate 0.25, seed 5"
-    assert pictures[0]["path"] == str(tmp_path / "curve.svg")
+    hyperparameters = {"EPOCH_NUMBER": 2, "BATCH_SIZE": 15, "LEARNING_RATE": 0.25, "SEED": 5}
+    result = run(draw=True, DATASET="KMNIST", DATA_DIR=data_dir, PLOT=tmp_path / "curve.svg", **hyperparameters)
+    assert result.picture["title"] == "KMNIST: 2 of 2 epochs, batch size 15, learning rate 0.25, seed 5"
+    assert len(result.picture["losses"]) == 4
+    assert (tmp_path / "curve.svg").exists()
+    assert run(DATASET="mnist").err.startswith("the data set 'mnist' is not one of MNIST, ")
 
 
-def test_too_little_memory_is_a_sentence(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def normalize(images: np.ndarray) -> np.ndarray:
-        raise MemoryError("Unable to allocate 180. MiB")
-
-    monkeypatch.setattr("utils.normalize", normalize)
-    assert main(arguments) == 1
-    assert capsys.readouterr().err == "Unable to allocate 180. MiB.\n"
+def test_help_explains_every_option_with_its_default(run: Runner) -> None:
+    text = " ".join(run("--help", DATA_DIR="data", PLOT="loss.png").out.split())
+    defaults = {"epoch-number": "3", "batch-size": "128", "learning-rate": "0.1", "seed": "0"}
+    for option, default in {**defaults, "dataset": "MNIST", "data-dir": "data", "plot": "loss.png"}.items():
+        assert re.search(rf"--{option} \S+ [^()]*\(default: {re.escape(default)}\)", text), option
 
 
-def test_help_explains_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert text.startswith("usage: ")
-    defaults = ["3", "128", "0.1", "0", "MNIST", "data", "loss.png"]
-    for option, default in zip(
-        ("epoch-number", "batch-size", "learning-rate", "seed", "dataset", "data-dir", "plot"), defaults, strict=True
-    ):
-        assert re.search(rf"--{option} \S+ [^()]*\(default: {re.escape(default)}\)", text)
-
-
-@pytest.mark.parametrize("constant", [False, True], ids=["option", "constant"])
+@pytest.mark.parametrize("kind", ["option", "constant"])
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        *(("--epoch-number", text, f"argument --epoch-number: invalid int value: '{text}'") for text in ("1.5", "")),
-        *(
-            ("--epoch-number", text, f"epoch_number is {text}, expected a positive finite number")
-            for text in ("0", "-1")
-        ),
-        ("--batch-size", 1e2, "argument --batch-size: invalid int value: '100.0'"),
-        ("--batch-size", -128, "batch_size is -128, expected a positive finite number"),
-        ("--learning-rate", "fast", "argument --learning-rate: invalid float value: 'fast'"),
-        *(
-            ("--learning-rate", text, f"learning_rate is {float(text)}, expected a positive finite number")
-            for text in ("0", "-0.1", "nan", "inf")
-        ),
-        ("--seed", None, "argument --seed: invalid int value: 'None'"),
-        ("--seed", -1, "seed is -1, expected 0 or more"),
-        ("--dataset", "mnist", "'mnist'"),
-        ("--dataset", "50% MNIST", "'50% MNIST'"),
-        ("--plot", "loss", "argument --plot: 'loss' has not one of the extensions "),
-        ("--plot", None, "argument --plot: 'None' has not one of the extensions "),
-        ("--plot", "loss.xyz", "argument --plot: 'loss.xyz' has not one of the extensions "),
-        ("--plot", "missing/loss.png", "argument --plot: 'missing/loss.png' is not in a folder that exists"),
-        pytest.param("--plot", f"{'x' * 300}/loss.png", "is not in a folder that exists", id="--plot-long"),
+        ("--epoch-number", "1.5", "epoch.number.*1.5"),
+        *(("--epoch-number", number, f"epoch_number is {number}, expected") for number in (0, -1)),
+        ("--batch-size", 1e2, "batch.size.* 100.0|'100.0'"),
+        ("--batch-size", -128, "batch_size is -128, expected"),
+        ("--learning-rate", "fast", "learning.rate.* 'fast'"),
+        *(("--learning-rate", rate, f"learning_rate is {rate}, expected") for rate in (0.0, -0.1, np.nan, np.inf)),
+        ("--seed", None, "seed.* None|'None'"),
+        ("--seed", -1, "seed is -1, expected"),
+        ("--plot", "loss", "'loss' has not one of the extensions .*png"),
+        ("--plot", None, "'None' has not one of the extensions "),
+        ("--plot", "loss.xyz", "'loss.xyz' has not one of the extensions "),
+        ("--plot", "missing/loss.png", "missing.loss.png"),
+        ("--plot", "folder.png", "'folder.png' is there, and is not a file"),
+        pytest.param("--plot", f"{'x' * 300}.png", "too long|No such file", id="--plot-too long"),
     ],
 )
 def test_bad_option_or_constant_is_a_sentence_before_any_data_is_touched(
+    kind: str,
     option: str,
     value: object,
     words: str,
-    constant: bool,
+    run: Runner,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder.png").mkdir()
     monkeypatch.setattr(numpy_mnist, "load_dataset", lambda *_, **__: pytest.fail("the data was touched"))
-    if constant:
-        monkeypatch.setattr(numpy_mnist, option[2:].upper().replace("-", "_"), value)
-    with pytest.raises(SystemExit) as caught:
-        main([] if constant else [f"{option}={value}"])
-    assert caught.value.code == 2
-    usage, error = capsys.readouterr().err.splitlines()
-    assert usage.startswith("usage: ")
-    assert ": error: " in error
-    assert words in error
+    options, constants = (
+        ([f"{option}={value}"], {}) if kind == "option" else ([], {option[2:].upper().replace("-", "_"): value})
+    )
+    result = run(*options, **constants)
+    assert result.code == 2
+    assert result.err.startswith("usage: ")
+    assert re.search(f": error: .*({words})", result.err.splitlines()[-1]), result.err
+    assert sorted(path.name for path in Path().iterdir()) == ["data", "folder.png"]
+
+
+@pytest.mark.parametrize("backend", ["module://missing.backend", "nonsense"])
+def test_backend_that_can_not_be_had_does_not_stop_a_run(backend: str, data_dir: Path) -> None:
+    command = [sys.executable, numpy_mnist.__file__, "--data-dir", str(data_dir), "--plot", str(data_dir / "loss.png")]
+    for options in ([], ["--help"]):
+        result = subprocess.run(
+            [*command, *options], env={**os.environ, "MPLBACKEND": backend}, capture_output=True, text=True
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+    assert (data_dir / "loss.png").exists()
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every download fail."""
+def offline(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> Path:
+    """Let every download fail, and return the folder in which files are missing."""
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:1/"])
+    (data_dir / "MNIST").rename(data_dir / "elsewhere")
+    return data_dir / "MNIST" / "raw"
 
 
-@pytest.mark.usefixtures("offline")
-def test_failed_download_goes_on_with_digits(
-    tmp_path: Path, pictures: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["--epoch-number", "1", "--data-dir", str(tmp_path)]) == 0
-    assert pictures[0]["title"] == "digits: 1 epoch, batch size 128, learning rate 0.1, seed 0"
-    captured = capsys.readouterr()
-    assert captured.out.startswith("digits: 37500 training and 297 test images from scikit-learn\n[0] Accuracy: 0.")
-    assert "MNIST" not in captured.out
-    sentence = captured.err.splitlines()[-1]  # of a normal run, nothing more is said
+def test_failed_download_goes_on_with_digits(run: Runner, offline: Path) -> None:
+    result = run("--epoch-number", 1)
+    assert result.code == 0
+    assert result.picture["title"].startswith("digits: 1 of 1 epochs, ")
+    assert result.out.startswith("digits: 37500 training and 297 test images from scikit-learn\n[0] Accuracy: 0.")
+    assert "MNIST" not in result.out
+    sentence = result.err.splitlines()[-1]  # of a normal run, nothing more is said
     assert sentence.startswith("MNIST could not be downloaded (")
-    raw = tmp_path / "MNIST" / "raw"
-    assert sentence.endswith(f"{FILES[3]}, each unpacked or as a .gz, into {raw}; going on with digits.")
+    assert sentence.endswith(f"{FILES[3]}, each unpacked or as a .gz, into {offline}; going on with digits.")
 
 
 @pytest.mark.usefixtures("offline")
-def test_failed_download_of_a_data_set_asked_for_by_name_is_an_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["--dataset", "MNIST", "--data-dir", str(tmp_path)]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.splitlines()[-1].startswith("MNIST could not be downloaded (")
-
-
-@pytest.mark.usefixtures("offline")
-def test_failed_download_without_scikit_learn_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--dataset", "MNIST"], "MNIST could not be downloaded ("), ([], "the digits data set needs scikit-learn")],
+    ids=["asked for by name", "no digits"],
+)
+def test_data_set_that_can_not_be_had_is_an_error(
+    options: list[str], words: str, run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    assert main(["--data-dir", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("the digits data set needs scikit-learn")
-
-
-def test_damaged_file_is_one_line(
-    arguments: list[str], data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = data_dir / "MNIST" / "raw" / FILES[2]
-    path.write_bytes(path.read_bytes()[:-1])
-    assert main(arguments) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith(f"{path} can't be used: ")
-    assert captured.err.count("\n") == 1
-    assert not (tmp_path / "loss.png").exists()
+    result = run(*options)
+    assert (result.code, result.out, result.picture) == (1, "", {})
+    assert result.err.splitlines()[-1].startswith(words)
 
 
 # ---- runs that do not end well
 
 
-def interrupt(*_: object) -> None:
-    """Do what Ctrl-C does."""
-    raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize(
-    ("losses", "speaks"),
+    ("error", "words"),
     [
-        pytest.param([2.3026] * 50, True, id="at chance"),
-        pytest.param([2.3026] * 49, False, id="49 steps"),
-        pytest.param([2.3026] * 50 + [2.299] * 50, False, id="a little learned"),
-        pytest.param([0.1] * 50 + [2.3] * 50, True, id="learned and lost"),
+        (DataError("a file can't be used"), "a file can't be used"),
+        (MemoryError("180 MiB"), "180 MiB"),
+        (MemoryError(), "MemoryError"),
     ],
+    ids=repr,
 )
-def test_run_that_learned_nothing_says_so(
-    losses: list[float],
-    speaks: bool,
-    arguments: list[str],
-    pictures: list[dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_data_that_can_not_be_used_is_one_sentence(
+    error: Exception, words: str, run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(numpy_mnist, "train", lambda *args: args[-1].losses.extend(losses))
-    assert main(arguments) == 0
-    error = capsys.readouterr().err
-    assert error.startswith("The loss is still that of guessing, ln 10 = 2.30, or more; try a lower") is speaks
-    assert error.count("\n") == speaks
+    def load(*_: object, **__: object) -> Dataset:
+        raise error
+
+    monkeypatch.setattr(numpy_mnist, "load_dataset", load)
+    result = run()
+    assert (result.code, result.out, result.err, result.picture) == (1, "", f"{words}.\n", {})
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        *(["--learning-rate", rate, "--batch-size", "10", "--epoch-number", "20"] for rate in ("1", "2", "1e6")),
-        ["--batch-size", "1"],
+        ["--learning-rate", 1e-9],
+        ["--learning-rate", 2, "--batch-size", 10, "--epoch-number", 20],
+        ["--learning-rate", 1e6, "--epoch-number", 1],
     ],
-    ids=" ".join,
+    ids=str,
 )
-def test_rates_too_high_and_batches_of_one_image_learn_nothing(
-    options: list[str], arguments: list[str], pictures: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*arguments, *options]) == 0
-    assert capsys.readouterr().err.startswith("The loss is still that of guessing")
+def test_run_that_learned_hardly_anything_says_so(options: list[object], run: Runner) -> None:
+    result = run(*options)
+    assert (result.code, result.err.count("\n")) == (0, 1)
+    accuracy = f"{result.picture['accuracies'][-1]:.4f}"
+    assert float(accuracy) < 0.5
+    for words in (accuracy, "another learning rate", "more epochs", "tests.gradient_check"):
+        assert words in result.err
 
 
 @pytest.mark.filterwarnings("error")
-def test_loss_that_is_not_finite_stops_the_run_and_saves_the_curve(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "words", "epochs"),
+    [
+        (
+            ["--learning-rate", 1e30, "--batch-size", 10],
+            r"at step [12] \(epoch 0\) at learning rate 1e\+30; ",
+            "0 of 3",
+        ),
+        (["--learning-rate", 1e38, "--epoch-number", 1], r"after epoch 0 at learning rate 1e\+38; ", "0 of 1"),
+    ],
+    ids=["in an epoch", "in the last step"],
+)
+def test_divergence_stops_the_run_and_saves_the_curve(
+    options: list[object], words: str, epochs: str, run: Runner, tmp_path: Path
 ) -> None:
-    assert main([*arguments, "--learning-rate", "1e30", "--batch-size", "10", "--epoch-number", "9"]) == 1
-    captured = capsys.readouterr()
-    words = r"the loss is not finite in epoch 0, step [12], at learning rate 1e\+30; try a lower learning rate .*\.\n"
-    assert re.fullmatch(words, captured.err)
-    assert captured.out.endswith(f"The loss curve is in {tmp_path / 'loss.png'}\n")
+    result = run(*options, draw=True)
+    assert result.code == 1
+    assert re.fullmatch(rf"the loss is not finite {words}try a lower one or .*tests\.gradient_check\.\n", result.err)
+    assert result.out.endswith(f"The loss curve is in {tmp_path / 'loss.png'}\n")
+    assert "Accuracy" not in result.out
+    assert result.picture["title"].startswith(f"MNIST: {epochs} epochs")
+    assert not result.picture["show"]
     assert (tmp_path / "loss.png").exists()
 
 
-def test_divergence_in_the_last_step_is_no_success(
-    arguments: list[str], pictures: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*arguments, "--learning-rate", "1e38", "--batch-size", "30", "--epoch-number", "1"]) == 1
-    captured = capsys.readouterr()
-    assert captured.err.startswith("the loss is not finite after epoch 0, at learning rate 1e+38; try a lower")
-    assert "Accuracy" not in captured.out
-    assert pictures[0]["title"].startswith("MNIST: 0 epochs")
-    assert not pictures[0]["show"]
-
-
-@pytest.mark.parametrize("value", [np.inf, np.nan])
-def test_sentence_names_the_epoch_and_the_step(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([1.0] * 5 + [value])
+def test_divergence_in_a_later_epoch_is_told_with_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([1.0] * (2 + 5) + [np.inf])  # of two looks at the data sets, and of the steps
     monkeypatch.setattr(NumpyLoss, "backward", lambda self: np.zeros((2, 10), np.float32))
     monkeypatch.setattr(NumpyLoss, "get_loss", lambda *_: next(losses))
     history = History()
-    with pytest.raises(
-        FloatingPointError, match=r"^the loss is not finite in epoch 1, step 5, at learning rate 0\.5; "
-    ):
-        train(NumpyModel(0), PAIRS, (IMAGES, LABELS), 3, 2, 0.5, history=history)
+    with pytest.raises(FloatingPointError, match=r"at step 5 \(epoch 1\) at learning rate 0\.5; "):
+        train(NumpyModel(0), PAIRS[:8], PAIRS, 3, 2, 0.5, history=history)
     assert history.losses == [1.0] * 5
+    assert len(history.seconds) == len(history.accuracies) == 1
 
 
-@pytest.mark.parametrize(("steps", "epochs"), [(2, "0 epochs"), (3, "1 epoch"), (7, "2 epochs")])
+def interrupt(*_: object, **__: object) -> None:
+    """Do what Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(2, 0), (3, 1), (7, 2)])
 def test_interrupted_training_saves_what_was_done(
-    steps: int,
-    epochs: str,
-    arguments: list[str],
-    pictures: list[dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    steps: int, epochs: int, run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = itertools.count()
+    monkeypatch.setattr(NumpyModel, "optimize", lambda *_: interrupt() if next(calls) == steps else None)
+    result = run("--batch-size", 10)
+    assert (result.code, result.err) == (130, f"Interrupted after {steps + 1} steps.\n")
+    assert result.picture["title"].startswith(f"MNIST: {epochs} of 3 epochs, batch size 10")
+    assert len(result.picture["losses"]) == steps + 1
+    assert not result.picture["show"]
 
-    def optimize(*_: object) -> None:
-        if next(calls) == steps:
-            raise KeyboardInterrupt
 
-    monkeypatch.setattr(NumpyModel, "optimize", optimize)
-    assert main([*arguments, "--batch-size", "10"]) == 130
-    assert capsys.readouterr().err == f"Interrupted after {steps + 1} steps.\n"
-    assert pictures[0]["title"].startswith(f"MNIST: {epochs}, batch size 10")
-    assert len(pictures[0]["losses"]) == steps + 1
-    assert not pictures[0]["show"]
+@pytest.mark.parametrize("twice", [False, True])
+def test_ctrl_c_in_the_picture_leaves_the_old_one(
+    twice: bool, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loss.png").write_bytes(b"old")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", interrupt)
+    if twice:
+        monkeypatch.setattr(NumpyModel, "optimize", interrupt)
+    result = run(draw=True)
+    assert (result.code, result.err) == (130, f"Interrupted after {1 if twice else 3} steps.\n")
+    assert (tmp_path / "loss.png").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "loss.png"]
+
+
+def test_interrupted_download_is_one_sentence(run: Runner, offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", interrupt)
+    result = run()
+    assert (result.code, result.err.splitlines()[-1]) == (130, "Interrupted after 0 steps.")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process alone")
-def test_ctrl_c_ends_the_process_with_130(tmp_path: Path) -> None:
-    command = [sys.executable, numpy_mnist.__file__, "--dataset", "digits", "--epoch-number", "1000"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+def test_ctrl_c_ends_the_process_with_130(data_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, numpy_mnist.__file__, "--data-dir", str(data_dir), "--epoch-number", "100000"]
     with subprocess.Popen(
         [*command, "--plot", str(tmp_path / "loss.png")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    ) as run:
-        timer = threading.Timer(60, run.kill)  # ends the reading, too
-        timer.start()
-        assert run.stdout is not None
-        lines = [run.stdout.readline() for _ in "ab"]
-        run.send_signal(signal.SIGINT)
-        _, error = run.communicate()
-        timer.cancel()
+    ) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in "ab"]
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate()
     assert lines[1].startswith("[0] Accuracy: 0.")
-    assert run.returncode == 130
     steps = re.fullmatch(r"Interrupted after (\d+) steps\.\n", error)
-    assert steps is not None
-    assert int(steps[1]) < 300 * 293  # the lines that fill a buffer are more
+    assert steps is not None, error
+    assert int(steps[1]) < 8192 / len(lines[1]), "the first line came with all that fill a buffer: it is not flushed"
+    assert process.returncode == 130
     assert (tmp_path / "loss.png").exists()
 
 
-def test_interrupted_download_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torchvision.datasets.MNIST, "download", interrupt)
-    assert main(["--data-dir", str(tmp_path / "data")]) == 130
-    assert capsys.readouterr().err.endswith("\nInterrupted after 0 steps.\n")
-
-
 @pytest.mark.parametrize("code", [1, 130])
-@pytest.mark.parametrize(
-    "plot", ["folder.png", f"{'x' * 300}.png", "full.jpg"], ids=["folder", "long name", "full disk"]
-)
 def test_picture_that_can_not_be_saved_does_not_cost_the_results(
-    code: int,
-    plot: str,
-    arguments: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    code: int, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "folder.png").mkdir()
-    if plot == "full.jpg":
-        if not Path("/dev/full").exists():
-            pytest.skip("/dev/full, a disk that is always full, is Linux's")
-        (tmp_path / plot).symlink_to("/dev/full")
+    def write_half(path: Path, content: bytes) -> None:  # what a full disk does
+        path.open("wb").write(content[:100])
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "loss.png").write_bytes(b"old")
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     if code == 130:
         monkeypatch.setattr(numpy_mnist, "evaluate", interrupt)
-    path = tmp_path / plot
-    assert main([*arguments, "--plot", str(path)]) == code
-    captured = capsys.readouterr()
-    assert captured.out.count("Accuracy") == (3 if code == 1 else 0)
-    words = rf"The loss curve could not be saved to {re.escape(repr(str(path)))} \(.*\[Errno .*\)\."
-    assert re.fullmatch(words, captured.err.splitlines()[-1])
+    result = run(draw=True)
+    assert result.code == code
+    assert result.out.count("Accuracy") == (3 if code == 1 else 0)
+    words = f"The loss curve could not be saved to {tmp_path / 'loss.png'} (No space left on device)."
+    assert result.err.splitlines()[0] == words
+    assert (tmp_path / "loss.png").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "loss.png"]
+
+
+def test_output_that_can_not_be_printed_costs_no_picture(data_dir: Path) -> None:
+    path = data_dir / "lös.png"
+    command = [sys.executable, numpy_mnist.__file__, "--data-dir", str(data_dir), "--plot", str(path)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert path.exists()
+    path.unlink()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()  # as `| head -0` does
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
