@@ -2,8 +2,8 @@
 
 An operator's `forward` leaves in `memory` what its `backward` needs; `backward` takes G, the gradient of the loss with
 respect to the operator's output, and returns the gradient with respect to its inputs. ⊙ is the elementwise product, and
-the numbers in parentheses are those of docs/report.md. Operators keep the dtype of their inputs, float32 or float64;
-arrays given to a `forward` are not copied and must not change until its `backward` is done. Wrong shapes raise
+the numbers in parentheses are those of docs/derivations.md. Operators keep the dtype of their inputs, float32 or
+float64; arrays given to a `forward` are not copied and must not change until its `backward` is done. Wrong shapes raise
 ValueError, a backward before its forward RuntimeError.
 """
 

@@ -1,6 +1,6 @@
 """Write a copy of the lab for students to fill in: python -m docs.exercise FOLDER.
 
-What docs/lab_sheet.md asks them to write is left out of the copy, and the report comes without its code.
+What docs/lab_sheet.md asks them to write is left out of the copy, and the derivations come without their code.
 """
 
 import argparse
@@ -13,7 +13,8 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 FILES = (
     *(".gitignore", ".pytest.ini", "README.md", "requirements.txt", "numpy_fnn.py", "numpy_mnist.py", "utils.py"),
-    *("docs/__init__.py", "docs/README.zh.md", "docs/lab_sheet.md", "docs/report.md", "docs/speed.md"),
+    *("docs/__init__.py", "docs/README.zh.md", "docs/lab_sheet.md", "docs/derivations.md", "docs/report.md"),
+    "docs/speed.md",
     *(path.relative_to(PROJECT).as_posix() for path in (PROJECT / "docs" / "figures").glob("*.png")),
     *("tests/__init__.py", "tests/conftest.py", "tests/gradient_check.py", "tests/requirements.txt"),
     *("tests/test_numpy_fnn.py", "tests/test_numpy_mnist.py", "tests/test_utils.py", "tests/torch_reference.py"),
@@ -58,7 +59,7 @@ def write_exercise(folder: Path) -> None:
             content = without_solutions(content.decode()).encode()
         elif name == "README.md":
             content = content.partition(b"## Before you commit")[0]
-        elif name == "docs/report.md":
+        elif name == "docs/derivations.md":
             content = re.sub(rb"```python\n.*?\n```\n\n", b"", content, flags=re.DOTALL)
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt
 plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.3})
 
 REPORT = Path(__file__).with_name("report.md")
+DERIVATIONS = "derivations.md"  # beside it, with one table of numbers
 FIGURES = REPORT.with_name("figures")
 LEVELS = (0.3, 0.2, 0.1, 0.05)  # losses at which fluctuations are compared
 SHOWN = 120  # steps of a branch in the picture
@@ -390,10 +391,11 @@ def refresh(runs: dict[Setting, list[Run]], bursts: dict[Job, dict[str, Branch]]
         "bursts": bursts_section(bursts),
         "chaos": chaos_section(runs[BURSTING][0], runs[BURSTING._replace(nudged=True)][0]),
     }
-    report = REPORT.read_text(encoding="utf-8")
-    for name, content in sections.items():
-        report = fill(report, name, content)
-    REPORT.write_text(report, encoding="utf-8")
+    for page, names in ((REPORT.with_name(DERIVATIONS), {"clip"}), (REPORT, sections.keys() - {"clip"})):
+        text = page.read_text(encoding="utf-8")
+        for name in names:
+            text = fill(text, name, sections[name])
+        page.write_text(text, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

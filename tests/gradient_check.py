@@ -84,7 +84,7 @@ def check_model(name: str) -> tuple[Any, np.ndarray]:
     return computed[:3, :3], numerical_gradient(lambda: (grad_y * model.forward(arrays["x1"])).sum(), corner)
 
 
-# Operator, gradient, formula in docs/report.md, and check; a new operator needs a row for each of its inputs.
+# Operator, gradient, formula in docs/derivations.md, and check; a new operator needs a row for each of its inputs.
 GRADIENTS: list[tuple[str, str, str, Callable[[], tuple[Any, np.ndarray]]]] = [
     ("Matmul", "grad_x", "1.4", lambda: check_operator(Matmul, [X, W], 0)),
     ("Matmul", "grad_w", "1.5", lambda: check_operator(Matmul, [X, W], 1)),

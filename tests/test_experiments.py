@@ -82,9 +82,10 @@ class Refreshed(NamedTuple):
 @pytest.fixture(scope="module")
 def refreshed(tmp_path_factory: pytest.TempPathFactory) -> Refreshed:
     folder = tmp_path_factory.mktemp("docs")
-    report = experiments.REPORT.read_text(encoding="utf-8")
-    marks = re.sub(r"(<!-- begin [^>]*-->\n).*?(<!-- end)", r"\1\2", report, flags=re.DOTALL)
-    (folder / "report.md").write_text(marks, encoding="utf-8")
+    for page in (experiments.REPORT, experiments.REPORT.with_name(experiments.DERIVATIONS)):
+        text = page.read_text(encoding="utf-8")
+        marks = re.sub(r"(<!-- begin [^>]*-->\n).*?(<!-- end)", r"\1\2", text, flags=re.DOTALL)
+        (folder / page.name).write_text(marks, encoding="utf-8")
     figures, jobs, original = {}, [], experiments.save
 
     def save(figure: Any, name: str) -> None:
@@ -105,7 +106,8 @@ def refreshed(tmp_path_factory: pytest.TempPathFactory) -> Refreshed:
         patched.setattr(experiments, "gather", gather)
         patched.setattr(experiments, "load_dataset", lambda *_: dataset)
         experiments.main(["--seeds", str(SEEDS)])
-    return Refreshed((folder / "report.md").read_text(encoding="utf-8"), figures, jobs, folder)
+    pages = (folder / "report.md").read_text(encoding="utf-8"), (folder / "derivations.md").read_text(encoding="utf-8")
+    return Refreshed("".join(pages), figures, jobs, folder)
 
 
 def rows(section: str) -> list[list[str]]:
@@ -155,7 +157,9 @@ def test_the_report_keeps_what_is_written_by_hand(refreshed: Refreshed) -> None:
     def by_hand(text: str) -> list[str]:
         return re.split(r"<!-- begin [^>]*-->\n.*?<!-- end", text, flags=re.DOTALL)
 
-    assert by_hand(refreshed.report) == by_hand(experiments.REPORT.read_text(encoding="utf-8"))
+    for page in (experiments.REPORT, experiments.REPORT.with_name(experiments.DERIVATIONS)):
+        written = (refreshed.folder / page.name).read_text(encoding="utf-8")
+        assert by_hand(written) == by_hand(page.read_text(encoding="utf-8"))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(experiments, "REPORT", refreshed.folder / "report.md")
         assert experiments.fill(refreshed.report, "chaos", "new").count("\nnew\n") == 1
