@@ -132,7 +132,7 @@ def test_training_learns_and_keeps_float32(digits: Dataset, capsys: pytest.Captu
     assert dtypes == {np.dtype("float32")}
 
 
-@pytest.mark.parametrize(("source", "steps"), [("digits", 293), ("mnist", 469)])
+@pytest.mark.parametrize(("source", "steps"), [("digits", 293), pytest.param("mnist", 469, marks=pytest.mark.mnist)])
 def test_losses_of_a_whole_epoch_agree_with_torch(source: str, steps: int, request: pytest.FixtureRequest) -> None:
     dataset: Dataset = request.getfixturevalue(source)
     images, labels = dataset.train[0].astype(np.float64), dataset.train[1]
