@@ -103,7 +103,7 @@ def read_idx(path: Path, *shape: int) -> np.ndarray:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error, MemoryError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise damaged(path, f"it can't be read ({reason(error)})") from error
     ndim = 1 + len(shape)
     count, rest = divmod(len(content) - 4 - 4 * ndim, math.prod(shape))

@@ -103,13 +103,13 @@ def test_format_is_that_of_the_extension(name: str, start: bytes, tmp_path: Path
     assert (tmp_path / name).read_bytes().startswith(start)
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3, 10, 30])
-def test_epochs_are_counted_in_whole_numbers(epochs: int, tmp_path: Path) -> None:
-    accuracies = [0.9] * epochs
-    figure = plot_curve([1.0] * epochs, accuracies, accuracies, path=str(tmp_path / "loss.png"))
-    low, high = figure.axes[1].get_xlim()
-    ticks = [tick for tick in figure.axes[1].get_xticks() if low <= tick <= high]
-    assert ticks == [int(tick) for tick in ticks] != []
+def test_epochs_are_counted_in_whole_numbers(tmp_path: Path) -> None:
+    for epochs in (1, 2, 3, 10, 30):
+        accuracies = [0.9] * epochs
+        accuracy = plot_curve([1.0] * epochs, accuracies, accuracies, path=str(tmp_path / "loss.png")).axes[1]
+        low, high = accuracy.get_xlim()
+        ticks = [tick for tick in accuracy.get_xticks() if low <= tick <= high]
+        assert ticks == [int(tick) for tick in ticks] != []
 
 
 def test_all_losses_but_a_burst_are_within_the_limits(tmp_path: Path) -> None:
@@ -383,34 +383,24 @@ def test_missing_files_are_downloaded_and_the_others_left_alone(
         (raw / name).write_bytes(contents[name])
 
 
-@pytest.mark.parametrize("fault", ["missing", "cut short", "one pixel changed", "no server"])
-def test_failed_download_is_a_sentence_and_leaves_no_file(
-    fault: str, server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    last = server / "MNIST" / f"{FILES[3]}.gz"
+@pytest.mark.parametrize("fault", ["missing", "cut short", "one pixel changed"])
+def test_failed_download_is_a_sentence_and_leaves_no_file(fault: str, server: Path, tmp_path: Path) -> None:
+    last, raw = server / "MNIST" / f"{FILES[3]}.gz", tmp_path / "new" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / FILES[0]).write_bytes(b"there before")
+    content = gzip.decompress(last.read_bytes())
+    if fault == "one pixel changed":
+        content = content[:-1] + bytes([content[-1] ^ 1])
+    last.write_bytes(gzip.compress(content)[: -1 if fault == "cut short" else None])
     if fault == "missing":
         last.unlink()
-    elif fault == "cut short":
-        last.write_bytes(last.read_bytes()[:-1])
-    elif fault == "one pixel changed":
-        content = bytearray(gzip.decompress(last.read_bytes()))
-        content[-1] ^= 1
-        last.write_bytes(gzip.compress(content))
-    else:
-        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:1/"])
-    raw = tmp_path / "new" / "MNIST" / "raw"
-    missing = FILES if fault == "missing" else FILES[1:]
-    if missing != FILES:
-        raw.mkdir(parents=True)
-        (raw / FILES[0]).write_bytes(b"")
-    before = files_below(tmp_path / "new") | {"MNIST", "MNIST/raw"}
     with pytest.raises(DataError) as caught:
         load_dataset("MNIST", str(tmp_path / "new"))
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("MNIST could not be downloaded (")
-    assert message.endswith(f"; to use it, put {', '.join(missing)}, each unpacked or as a .gz, into {raw}")
-    assert files_below(tmp_path / "new") == before
+    assert message.endswith(f"; to use it, put {', '.join(FILES[1:])}, each unpacked or as a .gz, into {raw}")
+    assert files_below(tmp_path / "new") == {"MNIST", "MNIST/raw", f"MNIST/raw/{FILES[0]}"}
 
 
 def test_interrupted_download_leaves_no_file(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,22 +420,14 @@ def test_interrupted_download_leaves_no_file(server: Path, tmp_path: Path, monke
 # ---- what can't be had
 
 
-def test_unknown_data_set_is_a_sentence() -> None:
-    with pytest.raises(DataError, match=r"^the data set 'mnist' is not one of MNIST, FashionMNIST, KMNIST, digits$"):
-        load_dataset("mnist")
-
-
 def test_without_torchvision_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(DataError, match=r"^MNIST could not be downloaded .*torchvision"):
         load_dataset("MNIST", str(tmp_path))
 
 
-@pytest.mark.parametrize("error", ["ImportError", "ValueError", "SystemError"])
-def test_scikit_learn_that_fails_on_import_is_a_sentence(
-    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "sklearn.py").write_text(f"raise {error}('built for another NumPy')")
+def test_scikit_learn_that_fails_on_import_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sklearn.py").write_text("raise SystemError('built for another NumPy')")
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
         monkeypatch.delitem(sys.modules, name)
@@ -454,34 +436,20 @@ def test_scikit_learn_that_fails_on_import_is_a_sentence(
         load_dataset("digits")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not delete a folder that is in use")
-def test_deleted_working_directory_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
-    with pytest.raises(DataError, match=r"^MNIST could not be downloaded \(No such file or directory\); "):
-        load_dataset("MNIST")
-
-
+# In place of the training images, or of the training labels, and what is said of it.
 IMAGES, LABELS = "bytes are no IDX file of N×28×28 bytes", "bytes are no IDX file of N bytes"
-UNREADABLE = "it can't be read ("
 DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "empty file": (TRAIN_IMAGES, lambda content: b"", IMAGES),
-    "cut in the kind": (TRAIN_IMAGES, lambda content: content[:3], IMAGES),
     "cut in the sizes": (TRAIN_IMAGES, lambda content: content[:15], IMAGES),
-    "header alone": (TRAIN_IMAGES, lambda content: content[:16], IMAGES),
+    "no images": (TRAIN_IMAGES, lambda content: idx(np.zeros((0, 28, 28), np.uint8)), IMAGES),
     "cut in the images": (TRAIN_IMAGES, lambda content: content[:-1], IMAGES),
     "cut after an image": (TRAIN_IMAGES, lambda content: content[:-784], IMAGES),
     "a byte too many": (TRAIN_IMAGES, lambda content: content + b"\0", IMAGES),
-    "absurd size": (TRAIN_IMAGES, lambda content: content[:4] + b"\xff\xff\xff\xff" + content[8:], IMAGES),
-    "no images": (TRAIN_IMAGES, lambda content: idx(np.zeros((0, 28, 28), np.uint8)), IMAGES),
     "floats": (TRAIN_IMAGES, lambda content: b"\0\0\x0d\x03" + content[4:], IMAGES),
-    "one dimension": (TRAIN_IMAGES, lambda content: b"\0\0\x08\x01" + content[4:], IMAGES),
     "14×56": (TRAIN_IMAGES, lambda content: idx(np.zeros((30, 14, 56), np.uint8)), IMAGES),
-    "compressed, cut": (TRAIN_IMAGES, lambda content: gzip.compress(content)[:-9], UNREADABLE),
-    "compressed, checksum": (TRAIN_IMAGES, lambda content: gzip.compress(content)[:-8] + bytes(8), UNREADABLE),
-    "compressed, no deflate": (TRAIN_IMAGES, lambda content: gzip.compress(content)[:10] + b"\xff" * 99, UNREADABLE),
-    "compressed, other": (TRAIN_IMAGES, lambda content: gzip.compress(b"other"), IMAGES),
+    "compressed, cut": (TRAIN_IMAGES, lambda content: gzip.compress(content)[:-9], "it can't be read ("),
+    "compressed, checksum": (TRAIN_IMAGES, lambda content: gzip.compress(content)[:-8] + bytes(8), "it can't be read"),
+    "compressed, no deflate": (TRAIN_IMAGES, lambda content: b"\x1f\x8b" + b"\xff" * 99, "it can't be read ("),
     "labels cut": (TRAIN_LABELS, lambda content: content[:-1], LABELS),
     "no labels": (TRAIN_LABELS, lambda content: idx(np.zeros(0, np.uint8)), LABELS),
     "label 10": (
@@ -491,8 +459,8 @@ DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     ),
     "29 labels": (
         TRAIN_LABELS,
-        lambda content: idx(np.frombuffer(content[8:-1], np.uint8)),
-        "it has 29 labels from 0 to 9, expected 30 from 0 to 9 for train-images",
+        lambda content: idx(np.zeros(29, np.uint8)),
+        "it has 29 labels from 0 to 0, expected 30 ",
     ),
 }
 
@@ -524,21 +492,6 @@ def test_what_is_no_file_is_named_and_left_alone(kind: str, data_dir: Path) -> N
     assert path.is_dir() if kind == "folder" else os.readlink(path) == "nowhere"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that can limit the memory of a process")
-def test_file_too_large_for_memory_is_named(data_dir: Path) -> None:
-    import resource
-
-    path = data_dir / "MNIST" / "raw" / TRAIN_IMAGES
-    os.truncate(path, 2**41)  # without blocks on the disk
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (2**40, limits[1]))
-    try:
-        with pytest.raises(DataError, match=rf"^{re.escape(str(path))} can't be used: .*\(MemoryError\); move it away"):
-            load_dataset("MNIST", str(data_dir))
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-
-
 def test_file_or_folder_without_permission_is_named(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:  # an administrator can read any file: no permission bits would do it
         raise PermissionError(13, "Permission denied")
@@ -551,15 +504,3 @@ def test_file_or_folder_without_permission_is_named(data_dir: Path, monkeypatch:
     monkeypatch.setattr(os, "listdir", refuse)
     with pytest.raises(DataError, match=re.escape(f"{raw} can't be read (Permission denied)")):
         load_dataset("MNIST", str(data_dir), fallback=True)
-
-
-def test_tests_use_one_thread_unless_the_user_chose_otherwise() -> None:
-    program = "import os, threadpoolctl, tests.conftest as _; print(os.environ['OMP_NUM_THREADS'], end=' ')\n"
-    program += "print({library['num_threads'] for library in threadpoolctl.threadpool_info()} <= {1})"
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    for choice, expected in ({}, "1 True\n"), ({"OMP_NUM_THREADS": "2"}, "2 True\n"):
-        command = [sys.executable, "-c", program]
-        run = subprocess.run(
-            command, cwd=ROOT, env={**environment, **choice}, capture_output=True, text=True, check=True
-        )
-        assert run.stdout == expected
