@@ -155,11 +155,12 @@ def kernels(settings: dict[str, str]) -> str:
     return found[1] if found else "not OpenBLAS's"
 
 
-def machine(chosen: str, cpuinfo: str) -> str:
+def machine(chosen: str, cpuinfo: Path) -> str:
     """Return what the figures depend on, and a warning where the kernels leave the CPU's AVX-512 unused."""
-    cpu = dict(re.findall(r"^(model name|cpu family|flags)\s*: (.*)$", cpuinfo, re.MULTILINE))
-    packages = ("numpy", "torch", "scikit-learn", "jax")
-    versions = [f"{each.name} {each.version}" for each in metadata.distributions() if each.name in packages]
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""  # as on Linux alone
+    cpu = dict(re.findall(r"^(model name|cpu family|flags)\s*: (.*)$", text, re.MULTILINE))
+    versions = [f"{name} {metadata.version(name)}" for name in ("numpy", "torch", "scikit-learn")]
+    versions += [f"jax {metadata.version('jax')}"] if util.find_spec("jax") else []
     text = f"{cpu.get('model name')} (family {cpu.get('cpu family')}), {os.cpu_count()} cores, "
     text += f"Python {sys.version.split()[0]}, {', '.join(versions)}, OpenBLAS with the kernels {chosen}."
     if "avx512f" in cpu.get("flags", "") and chosen not in ("SkylakeX", "Cooperlake", "SapphireRapids"):
@@ -182,10 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DataError as error:
         parser.error(str(error))
     kinds = {kernels(core): core for core in ({}, *({"OPENBLAS_CORETYPE": name} for name in options.kernels))}
-    cpuinfo = Path("/proc/cpuinfo")
-    print(machine(next(iter(kinds)), cpuinfo.read_text() if cpuinfo.exists() else ""))
+    print(machine(next(iter(kinds)), Path("/proc/cpuinfo")))
     print(f"Seconds, median of {options.rounds} (smallest–largest), and ratio to the first row.")
-
     threads: dict[str, dict[str, str]] = {"default threads": {}, "one thread": dict.fromkeys(THREADS, "1")}
     places = {f"beside {busy} busy processes" if busy else "idle": busy for busy in (0, options.busy)}
     conditions = {f"{place}, {t}": (busy, one) for place, busy in places.items() for t, one in threads.items()}
@@ -203,9 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for title, names, columns, kind in tables:
         values = np.array([[results[name, column] for column in columns] for name in names])[..., kind]
         median, smallest, largest = np.quantile(values, (0.5, 0, 1), axis=2)
-        rows = np.stack([median, smallest, largest, median / median[0]], axis=2)
         print(f"\n| {' | '.join([title, *columns])} |\n| --- |{' --: |' * len(columns)}")
-        for name, row in zip(names, rows, strict=True):
+        for name, row in zip(names, np.stack([median, smallest, largest, median / median[0]], axis=2), strict=True):
             print("|", " | ".join([name, *("{:.2f} ({:.2f}–{:.2f}), {:.2f}×".format(*cell) for cell in row)]), "|")
 
 
