@@ -17,7 +17,7 @@ from utils import FILES
 pytestmark = pytest.mark.pages
 
 # Of one image, every batch has the same gradient, however it was shuffled: two steps an epoch.
-IMAGE = np.random.default_rng(0).standard_normal((1, 784), np.float32)
+IMAGE = np.random.default_rng(0).standard_normal((1, 784), np.float32) / 10  # so small that no step learns it all
 TRAIN = IMAGE.repeat(BATCH_SIZE + 10, axis=0), np.full(BATCH_SIZE + 10, 7, np.uint8)
 TEST = IMAGE.repeat(4, axis=0), np.array([7, 7, 3, 7])
 
@@ -101,6 +101,7 @@ def test_tables_are_of_interleaved_rounds(monkeypatch: pytest.MonkeyPatch, capsy
     middle = size + 5  # PyTorch's first turn is the fifth of a round
     assert f"| PyTorch | {middle:.2f} (5.00–{middle + size:.2f}), {middle / (middle - 4):.2f}× |" in whole
     assert f"| PyTorch | {middle / 100:.2f} (0.05–" in epoch
+    assert whole.splitlines()[2].count(", 1.00×") == 4
 
 
 def test_process_has_its_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
