@@ -234,7 +234,7 @@ def run(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         def plot(*arguments: Any, show: bool) -> None:
             picture.update(inspect.signature(plot_curve).bind(*arguments, show=show).arguments)
             if draw:
-                plot_curve(*arguments, show)
+                plot_curve(*arguments, show=show)
 
         with monkeypatch.context() as patch:
             patch.setattr(numpy_mnist, "plot_curve", plot)
@@ -275,7 +275,7 @@ def test_run_in_a_thread_saves_the_picture(run: Runner, tmp_path: Path) -> None:
 
 
 def test_every_option_reaches_the_run(run: Runner, data_dir: Path) -> None:
-    options = ([], ["--learning-rate", 0.2], ["--seed", 1], ["--batch-size", 8], ["--epoch-number", 1])
+    options: Any = ([], ["--learning-rate", 0.2], ["--seed", 1], ["--batch-size", 8], ["--epoch-number", 1])
     pictures = [run("--batch-size", 10, "--epoch-number", 4, *each).picture for each in options]
     losses = [picture["losses"] for picture in pictures]
     assert [len(each) for each in losses] == [12, 12, 12, 16, 3]
