@@ -231,10 +231,10 @@ def run(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     def run(*options: object, draw: bool = False, **constants: object) -> Run:
         picture: dict[str, Any] = {}
 
-        def plot(*arguments: Any, show: bool) -> None:
-            picture.update(inspect.signature(plot_curve).bind(*arguments, show=show).arguments)
+        def plot(*arguments: Any, **named: Any) -> None:
+            picture.update(inspect.signature(plot_curve).bind(*arguments, **named).arguments)
             if draw:
-                plot_curve(*arguments, show=show)
+                plot_curve(*arguments, **named)
 
         with monkeypatch.context() as patch:
             patch.setattr(numpy_mnist, "plot_curve", plot)
