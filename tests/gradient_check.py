@@ -6,7 +6,8 @@ NumpyModel depend on all. Where `forward` and `backward` are wrong alike, they a
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy_fnn import Log, Matmul, NumpyLoss, NumpyModel, Relu, Softmax, check_s
 
 STEP = 3e-5  # of a central difference, relative to the entry
 TOLERANCE = 1e-4  # a right gradient has a relative error of 1e-5 at the most, from rounding
+Comparison = tuple[Any, np.ndarray]  # a gradient as computed, and as it should be
 
 # Inputs and G of operators: square, so that a forgotten transpose is a wrong gradient and not an error about shapes.
 X = np.array([[0.5, -1.2, 0.8], [-0.7, 1.1, -0.3], [1.4, 0.2, -0.9]])
@@ -46,21 +48,62 @@ def relative_errors(computed: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return abs(computed - expected) / np.maximum(abs(computed) + abs(expected), 1e-3)
 
 
-def check_operator(operator: type[Any], inputs: list[np.ndarray], i: int = 0) -> tuple[Any, np.ndarray]:
+class Mistake(Exception):
+    """What is to be repaired before a gradient can be compared."""
+
+
+@contextmanager
+def keeping(call: str, **arrays: np.ndarray) -> Iterator[None]:
+    """Raise Mistake if what is done inside, `call` by name, changes one of the arrays."""
+    before = {name: array.copy() for name, array in arrays.items()}
+    yield
+    for name, array in arrays.items():
+        if not np.array_equal(array, before[name], equal_nan=True):
+            raise Mistake(f"{call} changed {name} in place")
+
+
+def check_returned(call: str, result: object, kind: type, expected: str) -> None:
+    """Raise Mistake unless the result is an array or a tuple, `kind`, as `expected` names it."""
+    if not isinstance(result, kind):
+        names = {np.ndarray: "one array", type(None): "None"}
+        raise Mistake(f"{call} returned {names.get(type(result), type(result).__name__)}, expected {expected}")
+
+
+def run(op: Any, inputs: list[np.ndarray], grad_y: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the output and the gradient with respect to every input under their names; raise Mistake for others."""
+    forward, backward = (f"{type(op).__name__}.{method}" for method in ("forward", "backward"))
+    arrays = dict(zip("xW", inputs, strict=False))
+    with keeping(forward, **arrays):
+        y = op.forward(*inputs)
+    check_returned(forward, y, np.ndarray, "y")
+    check_shape(f"y of {forward}", y, grad_y.shape)
+    if "y" not in op.memory:
+        raise Mistake(f'{forward} left no "y" in memory')
+    with keeping(backward, **arrays, y=y, grad_y=grad_y):
+        grads = op.backward(grad_y)
+    if len(inputs) == 1:
+        check_returned(backward, grads, np.ndarray, "grad_x")
+        return {"y": y, "grad_x": grads}
+    check_returned(backward, grads, tuple, "(grad_x, grad_w)")
+    return {"y": y, "grad_x": grads[0], "grad_w": grads[1]}
+
+
+def check_operator(operator: type[Any], inputs: list[np.ndarray], i: int = 0) -> Comparison:
     """Return the gradient with respect to inputs[i] as the operator computes it, and as it should be."""
     op, inputs = operator(), [x.copy() for x in inputs]
-    op.forward(*inputs)
-    grads = op.backward(G.copy())
+    _, *grads = run(op, inputs, G.copy()).values()
     # G is the gradient of Σ G ⊙ Y with respect to Y.
-    expected = numerical_gradient(lambda: (G * op.forward(*inputs)).sum(), inputs[i])
-    return grads[i] if len(inputs) > 1 else grads, expected
+    return grads[i], numerical_gradient(lambda: (G * op.forward(*inputs)).sum(), inputs[i])
 
 
-def check_loss() -> tuple[Any, np.ndarray]:
+def check_loss() -> Comparison:
     """Return the gradient of the loss of two images and three classes as computed, and as it should be."""
     numpy_loss, pred, target = NumpyLoss(), np.log([[0.2, 0.3, 0.5], [0.1, 0.8, 0.1]]), np.eye(3)[[2, 0]]
     numpy_loss.get_loss(pred, target)
-    return numpy_loss.backward(), numerical_gradient(lambda: numpy_loss.get_loss(pred, target), pred)
+    with keeping("NumpyLoss.backward", pred=pred, target=target):
+        computed = numpy_loss.backward()
+    check_returned("NumpyLoss.backward", computed, np.ndarray, "grad_p")
+    return computed, numerical_gradient(lambda: numpy_loss.get_loss(pred, target), pred)
 
 
 def draw(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -68,7 +111,7 @@ def draw(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape)
 
 
-def check_model(name: str) -> tuple[Any, np.ndarray]:
+def check_model(name: str) -> Comparison:
     """Return a corner of the model's gradient for "W1", "W2", "W3" or "x1" as computed, and as it should be."""
     rng, model = np.random.default_rng(0), NumpyModel()
     arrays = {"x1": draw(rng, 4, 784)}
@@ -85,7 +128,7 @@ def check_model(name: str) -> tuple[Any, np.ndarray]:
 
 
 # Operator, gradient, formula in docs/derivations.md, and check; a new operator needs a row for each of its inputs.
-GRADIENTS: list[tuple[str, str, str, Callable[[], tuple[Any, np.ndarray]]]] = [
+GRADIENTS: list[tuple[str, str, str, Callable[[], Comparison]]] = [
     ("Matmul", "grad_x", "1.4", lambda: check_operator(Matmul, [X, W], 0)),
     ("Matmul", "grad_w", "1.5", lambda: check_operator(Matmul, [X, W], 1)),
     ("Relu", "grad_x", "2.4", lambda: check_operator(Relu, [X])),
@@ -113,7 +156,7 @@ def side_by_side(computed: np.ndarray, expected: np.ndarray) -> str:
 def main() -> int:
     """Print the table and return the exit code, 0 if every gradient is ok and 1 otherwise."""
     print("operator    gradient  formula  relative error  verdict")
-    verdicts = []
+    verdicts: list[str] = []
     for operator, gradient, formula, check in GRADIENTS:
         largest, case = "", ""
         try:
@@ -122,10 +165,13 @@ def main() -> int:
             error = relative_errors(computed, expected).max()
             largest = f"{error:.1e}"
             verdict = "ok" if error < TOLERANCE else "WRONG"
-            if verdict == "WRONG" and "WRONG" not in verdicts:
+            # After another mistake, `forward` need not be what is compared with.
+            if verdict == "WRONG" and set(verdicts) <= {"ok", "not written yet"}:
                 case = side_by_side(computed, expected)
         except NotImplementedError:
             verdict = "not written yet"
+        except Mistake as error:
+            verdict = str(error)
         except Exception as error:  # a mistake in an operator can be any of them
             verdict = f"{type(error).__name__}: {error}"
         verdicts.append(verdict)

@@ -129,21 +129,59 @@ def test_wrong_wiring_is_wrong_in_the_models_lines(
     assert verdicts == {f"NumpyModel {name}_grad": "WRONG" for name in lines}
 
 
+@pytest.mark.parametrize("factor", [0.85, 1.001])
+@pytest.mark.parametrize("i", range(len(LINES)), ids=LINES)
+def test_gradient_a_little_off_is_wrong_in_its_line(
+    i: int, factor: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def off() -> gradient_check.Comparison:
+        computed, expected = check()
+        return factor * computed, expected
+
+    rows = gradient_check.GRADIENTS.copy()
+    operator, gradient, formula, check = rows[i]
+    rows[i] = (operator, gradient, formula, off)
+    monkeypatch.setattr(gradient_check, "GRADIENTS", rows)
+    verdicts, _ = check_source(SOURCE, monkeypatch, capsys)
+    assert verdicts == {LINES[i]: "WRONG"}
+
+
+RELU, MASK, MEMORY = "y = np.maximum(x, 0)", 'return grad_y * (self.memory["x"] > 0)', 'self.memory = {"x": x, "y": y}'
+GRADS, TARGET = "return grad_x, grad_w", "return -self.target"
+
+
 @pytest.mark.parametrize(
-    ("new", "verdict"),
+    ("line", "old", "new", "verdict"),
     [
-        ('raise NotImplementedError("(2.4)")', "not written yet"),
-        ("raise ZeroDivisionError('a sentence')", "ZeroDivisionError: a sentence"),
-        ("return None", "ValueError: grad_x has shape (), expected (3, 3)"),
-        ("return grad_y[:1]", "ValueError: grad_x has shape (1, 3), expected (3, 3)"),
+        ("Relu grad_x", MASK, 'raise NotImplementedError("(2.4)")', "not written yet"),
+        ("Relu grad_x", MASK, "raise ZeroDivisionError('a sentence')", "ZeroDivisionError: a sentence"),
+        ("Relu grad_x", MASK, "return grad_y[:1]", "ValueError: grad_x has shape (1, 3), expected (3, 3)"),
+        ("Relu grad_x", MASK, "pass", "Relu.backward returned None, expected grad_x"),
+        ("Relu grad_x", MASK, "return (grad_y,)", "Relu.backward returned tuple, expected grad_x"),
+        ("Relu grad_x", MASK, "grad_y *= 0; return grad_y", "Relu.backward changed grad_y in place"),
+        ("Relu grad_x", MASK, 'self.memory["x"] *= 2; return grad_y', "Relu.backward changed x in place"),
+        ("Relu grad_x", RELU, "x[x < 0] = 0; y = x", "Relu.forward changed x in place"),
+        ("Relu grad_x", RELU, f"{RELU}.sum()", "Relu.forward returned float64, expected y"),
+        ("Relu grad_x", RELU, f"{RELU}[1:]", "ValueError: y of Relu.forward has shape (2, 3), expected (3, 3)"),
+        ("Relu grad_x", MEMORY, "pass", 'Relu.forward left no "y" in memory'),
+        ("Relu grad_x", MEMORY, 'self.memory = {"y": y}', "KeyError: 'x'"),
+        ("Log grad_x", "y = np.log(", "x += 1e-12; y = np.log(", "Log.forward changed x in place"),
+        ("Softmax grad_x", "return y * (", "y *= 2; return y * (", "Softmax.backward changed y in place"),
+        ("Matmul grad_x", "        return y\n", "", "Matmul.forward returned None, expected y"),
+        ("Matmul grad_x", "y = x @ W\n", "W *= 2; y = x @ W\n", "Matmul.forward changed W in place"),
+        ("Matmul grad_x", GRADS, "pass", "Matmul.backward returned None, expected (grad_x, grad_w)"),
+        ("Matmul grad_w", GRADS, "return grad_w", "Matmul.backward returned one array, expected (grad_x, grad_w)"),
+        ("NumpyLoss grad_p", TARGET, "-self.target", "NumpyLoss.backward returned None, expected grad_p"),
+        ("NumpyLoss grad_p", TARGET, f"self.target *= 2; {TARGET}", "NumpyLoss.backward changed target in place"),
     ],
 )
-def test_what_can_not_be_compared_is_the_verdict(
-    new: str, verdict: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_can_not_be_compared_is_said_in_the_operators_own_line(
+    line: str, old: str, new: str, verdict: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    verdicts, _ = check_changed('return grad_y * (self.memory["x"] > 0)', new, monkeypatch, capsys)
-    assert verdicts.pop("Relu grad_x") == verdict
-    assert all(line.startswith("NumpyModel") for line in verdicts)
+    verdicts, output = check_changed(old, new, monkeypatch, capsys)
+    assert verdicts[line] == verdict
+    assert all(other.split()[0] in (line.split()[0], "NumpyModel") for other in verdicts)
+    assert "as it should be" not in output  # of the model, whose lines depend on this one
 
 
 def test_missing_forward_is_the_verdict_of_its_operator(
