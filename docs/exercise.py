@@ -1,23 +1,23 @@
-"""Write a copy of the lab for students to fill in: python -m docs.exercise FOLDER.
+"""Write a copy of the lab for students to fill in: python -m docs.exercise FOLDER [--derive].
 
-What docs/lab_sheet.md asks them to write is left out of the copy, and the derivations come without their code.
+What the lab sheet asks them to write is left out of the copy, up to the checks that come before it; the sheet is the
+copy's README, and the derivations come without their code.
 """
 
 import argparse
 import ast
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from posixpath import dirname, join, normpath
 
 PROJECT = Path(__file__).resolve().parents[1]
 FILES = (
-    *(".gitignore", ".pytest.ini", "README.md", "requirements.txt", "numpy_fnn.py", "numpy_mnist.py", "utils.py"),
-    *("docs/__init__.py", "docs/README.zh.md", "docs/lab_sheet.md", "docs/derivations.md", "docs/report.md"),
-    "docs/speed.md",
-    *(path.relative_to(PROJECT).as_posix() for path in (PROJECT / "docs" / "figures").glob("*.png")),
-    *("tests/__init__.py", "tests/conftest.py", "tests/gradient_check.py", "tests/requirements.txt"),
-    *("tests/test_numpy_fnn.py", "tests/test_numpy_mnist.py", "tests/test_utils.py", "tests/torch_reference.py"),
+    *(".gitignore", ".pytest.ini", "requirements.txt", "numpy_fnn.py", "numpy_mnist.py", "utils.py"),
+    *(f"tests/{name}" for name in ("__init__.py", "conftest.py", "gradient_check.py", "requirements.txt")),
+    *(f"tests/{name}.py" for name in ("test_numpy_fnn", "test_numpy_mnist", "test_utils", "torch_reference")),
 )
 # What each step of the lab sheet asks to write, under the words that choose its tests (pytest -k).
 STEPS = {
@@ -31,9 +31,9 @@ STEPS = {
 }
 
 
-def functions(source: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+def functions(source: str, file: str = "<source>") -> Iterator[tuple[str, ast.FunctionDef]]:
     """Yield the name, such as "Relu.forward" or "mini_batch", and the syntax tree of each function and method."""
-    module = ast.parse(source)
+    module = ast.parse(source, file)
     classes = [(f"{node.name}.", node.body) for node in module.body if isinstance(node, ast.ClassDef)]
     for prefix, body in (("", module.body), *classes):
         for node in body:
@@ -41,51 +41,82 @@ def functions(source: str) -> Iterator[tuple[str, ast.FunctionDef]]:
                 yield prefix + node.name, node
 
 
-def functions_to_write(source: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+def functions_to_write(source: str, file: str = "<source>") -> Iterator[tuple[str, ast.FunctionDef]]:
     """Yield those of them that are left to students."""
     names = {name for step in STEPS.values() for name in step}
-    yield from ((name, node) for name, node in functions(source) if name in names)
+    yield from ((name, node) for name, node in functions(source, file) if name in names)
 
 
-def without_solutions(source: str) -> str:
-    """Return Python source in which these functions keep their docstrings alone, and say which formulas to write."""
+def without_solutions(source: str, file: str = "<source>") -> str:
+    """Return Python source in which these functions end after their last check, and say which formulas to write."""
     lines = source.splitlines(keepends=True)
-    for _, function in sorted(functions_to_write(source), key=lambda item: -item[1].lineno):
+    for _, function in sorted(functions_to_write(source, file), key=lambda item: -item[1].lineno):
+        docstring, *statements = function.body
+        checks = [node for node in statements if re.search(r"\braise\b|\bcheck_\w+\(", ast.unparse(node))]
+        last = [docstring, *checks][-1]
         formulas = " and ".join(re.findall(r"\(\d\.\d\)", ast.get_docstring(function) or ""))
-        docstring = function.body[0]
-        indent = " " * docstring.col_offset
-        lines[docstring.end_lineno : function.end_lineno] = [f'{indent}raise NotImplementedError("write {formulas}")\n']
+        hole = f'{" " * docstring.col_offset}raise NotImplementedError("write {formulas}")\n'
+        lines[last.end_lineno : function.end_lineno] = [hole]
     return "".join(lines)
 
 
-def write_exercise(folder: Path) -> None:
-    """Write the copy into `folder`; raises OSError where that can't be written or already has something in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
+def forward_alone(page: str) -> str:
+    """Return the page of the derivations without what follows the forward formula of an operator, loss or model."""
+    _, *sections = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    follows = r"(\\tag\{[1-5]\.1\}\n```\n|^## 6\..*?\|\n(?=\n)).*"  # section 6 begins with a table of all shapes
+    sections = [re.sub(follows, r"\1\n", section, flags=re.DOTALL) for section in sections]
+    return "# Formulas\n\nThe gradients are yours to derive.\n\n" + "".join(sections)
+
+
+def exercise(derive: bool = False) -> dict[str, bytes]:
+    """Return the files of the copy by their paths; with `derive`, no formula of an operator's gradient is in them."""
+    texts = {name: (PROJECT / name).read_text(encoding="utf-8") for name in FILES}
+    for name in ("numpy_fnn.py", "numpy_mnist.py"):
+        texts[name] = without_solutions(texts[name], name)
+    pages = {page.name: page.read_text(encoding="utf-8") for page in (PROJECT / "docs").glob("*.md")}
+    derivations = re.sub(r"```python\n.*?\n```\n\n?", "", pages["derivations.md"], flags=re.DOTALL)
+    if derive:
+        texts["numpy_fnn.py"] = re.sub(r",  grad_\w+ = .*?\(\d\.\d\)", "", texts["numpy_fnn.py"])
+        derivations = forward_alone(derivations)
+    # The sheet moves from docs up to the copy's top.
+    sheet = re.sub(r"(?<=\]\()(?!\w+:|#)[^#)]+", lambda link: normpath(join("docs", link[0])), pages["lab_sheet.md"])
+    chinese = pages["lab_sheet.zh.md"].replace("(lab_sheet.md", "(../README.md")
+    texts |= {"README.md": sheet, "docs/lab_sheet.zh.md": chinese, "docs/derivations.md": derivations}
+    files = {name: text.encode() for name, text in texts.items()}
+    for page, text in texts.items():
+        for link in re.findall(r"!\[.*?\]\(([^:)]+)\)", text):
+            picture = normpath(join(dirname(page), link))
+            files[picture] = (PROJECT / picture).read_bytes()
+    return files
+
+
+def write_exercise(folder: Path, derive: bool = False) -> None:
+    """Write the whole copy, or nothing and raise OSError; `folder` is new or empty."""
+    files, folder = exercise(derive), folder.resolve()
+    if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty, expected a new or empty folder")
-    for name in FILES:
-        content = (PROJECT / name).read_bytes()
-        if name in ("numpy_fnn.py", "numpy_mnist.py"):
-            content = without_solutions(content.decode()).encode()
-        elif name == "README.md":
-            content = content.partition(b"## Before you commit")[0]
-        elif name == "docs/derivations.md":
-            content = re.sub(rb"```python\n.*?\n```\n\n", b"", content, flags=re.DOTALL)
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        for name, content in files.items():
+            path = Path(work, folder.name, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        if folder.exists():
+            folder.rmdir()  # Windows renames to nothing that exists
+        Path(work, folder.name).rename(folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the copy and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m docs.exercise", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="new or empty")
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument("--derive", action="store_true", help="leave out the formulas of the gradients, too")
+    options = parser.parse_args(arguments)
     try:
-        write_exercise(folder)
-    except OSError as error:
+        write_exercise(options.folder, options.derive)
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
         parser.error(f"the exercise can't be written: {error}")
-    print(f"The exercise is in {folder}; docs/lab_sheet.md there says where to start.")
+    print(f"The exercise is in {options.folder}; README.md there says where to start.")
     return 0
 
 
