@@ -181,7 +181,7 @@ class NumpyModel:
         return self.log.forward(y)
 
     def backward(self, grad_y: np.ndarray, needs_input_grad: bool = True) -> None:
-        """Leave every gradient (6.1) on the model for grad_y (N, 10); x1_grad is None where it is not needed."""
+        """Call every backward, the last first, and keep each gradient by its name (6.1), x1_grad None if not needed."""
         self.log_grad = self.log.backward(grad_y)
         self.softmax_grad = self.softmax.backward(self.log_grad)
         self.x3_grad, self.W3_grad = self.matmul_3.backward(self.softmax_grad)
@@ -191,7 +191,10 @@ class NumpyModel:
         self.x1_grad, self.W1_grad = self.matmul_1.backward(self.relu_1_grad, needs_input_grad)
 
     def optimize(self, learning_rate: float) -> None:
-        """Take one step of SGD, W ← W − η grad (7.1), η the learning rate, with the gradients of the last backward."""
+        """Take one step of SGD, W ← W − η grad (7.1), η the learning rate, with the gradients of the last backward.
+
+        The weights are replaced, not changed in place, and keep their dtype, also where η is a NumPy number.
+        """
         if not hasattr(self, "W1_grad"):
             raise RuntimeError("NumpyModel.optimize was called before NumpyModel.backward")
         rate = float(learning_rate)  # a NumPy float would turn float32 weights into float64
