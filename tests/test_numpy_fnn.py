@@ -349,13 +349,29 @@ def test_NumpyModel_takes_images_alone(shape: tuple[int, ...]) -> None:
         NumpyModel().forward(np.ones(shape))
 
 
-@pytest.mark.parametrize("name", NumpyModel.SHAPES)
-def test_NumpyModel_with_a_weight_of_a_wrong_shape_is_an_error_of_the_next_forward(name: str) -> None:
-    model, (d, width) = NumpyModel(), NumpyModel.SHAPES[name]
-    for shape in ((width, d), (d, width + 1), (d,)):
-        setattr(model, name, np.ones(shape))
-        with pytest.raises(ValueError, match=f"^{re.escape(f'{name} has shape {shape}, expected {(d, width)}')}$"):
-            model.forward(np.ones((1, 784)))
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("W1", (256, 784), "Matmul has x (2, 784) and W (256, 784), expected (N, d) and (d, d')"),
+        ("W1", (784, 257), "Matmul has x (2, 257) and W (256, 64), expected (N, d) and (d, d')"),
+        ("W2", (64,), "Matmul has x (2, 256) and W (64,), expected (N, d) and (d, d')"),
+        ("W3", (64, 11), "NumpyLoss has pred (2, 11) and target (2, 10), expected (N, C) with N > 0"),
+    ],
+    ids=str,
+)
+def test_NumpyModel_with_a_weight_that_does_not_fit(name: str, shape: tuple[int, ...], words: str) -> None:
+    model = NumpyModel()
+    setattr(model, name, np.ones(shape))
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+        NumpyLoss().get_loss(model.forward(np.ones((2, 784))), np.eye(10)[:2])
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float16, np.uint8])
+@both_dtypes
+def test_NumpyModel_computes_in_the_dtype_of_its_weights(dtype: type[Any], kind: type[Any]) -> None:
+    model, images = NumpyModel(0), np.eye(784)[:3].astype(kind)
+    model.W1, model.W2, model.W3 = (W.astype(dtype) for W in (model.W1, model.W2, model.W3))
+    assert_same("y_pred of NumpyModel", model.forward(images), model.forward(images.astype(dtype)).astype(dtype))
 
 
 @pytest.mark.parametrize(
