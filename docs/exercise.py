@@ -75,6 +75,7 @@ def exercise(derive: bool = False) -> dict[str, bytes]:
         texts[name] = without_solutions(texts[name], name)
     pages = {page.name: page.read_text(encoding="utf-8") for page in (PROJECT / "docs").glob("*.md")}
     derivations = re.sub(r"```python\n.*?\n```\n\n?", "", pages["derivations.md"], flags=re.DOTALL)
+    derivations = re.sub(r"[^.]*\]\(report\.md\S*\)[^.]*\.", "", derivations)  # sentences about what is not in the copy
     if derive:
         texts["numpy_fnn.py"] = re.sub(r",  grad_\w+ = .*?\(\d\.\d\)", "", texts["numpy_fnn.py"])
         derivations = forward_alone(derivations)

@@ -1,4 +1,4 @@
-"""The exercise for students: complete, without solutions, and whole again once the removed bodies are back."""
+"""The exercise for students: complete, without solutions, and green step by step as the bodies come back."""
 
 import ast
 import os
@@ -10,27 +10,17 @@ from pathlib import Path
 import pytest
 
 from docs import exercise
+from tests import conftest
 
-TO_WRITE = {
-    "numpy_fnn.py": {
-        *(
-            f"{operator}.{method}"
-            for operator in ("Matmul", "Relu", "Log", "Softmax")
-            for method in ("forward", "backward")
-        ),
-        "NumpyLoss.backward",
-        "NumpyModel.backward",
-        "NumpyModel.optimize",
-    },
-    "numpy_mnist.py": {"mini_batch"},
-}
-SOME_TESTS = "model_agrees or course"  # they need all that is to be written
+MODULES = ("numpy_fnn.py", "numpy_mnist.py")
+GUARDED = {"Matmul.forward", "NumpyLoss.backward", "NumpyModel.optimize", "mini_batch"}
+GUARDED |= {f"{operator}.backward" for operator in ("Matmul", "Relu", "Log", "Softmax")}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the exercise in it."""
-    folder = tmp_path_factory.mktemp("exercise") / "lab"
+    folder = tmp_path_factory.mktemp("exercise") / "course" / "lab"
     assert exercise.main([str(folder)]) == 0
     return folder
 
@@ -42,51 +32,64 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def functions(source: str) -> dict[str, ast.FunctionDef]:
-    """Return the functions of a module by name, with those of its classes."""
-    module = ast.parse(source)
-    found = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
-    for owner in module.body:
-        if isinstance(owner, ast.ClassDef):
-            found |= {f"{owner.name}.{node.name}": node for node in owner.body if isinstance(node, ast.FunctionDef)}
-    return found
+def functions(path: Path) -> dict[str, ast.FunctionDef]:
+    """Return the functions and methods of a module by name."""
+    return dict(exercise.functions(path.read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("name", TO_WRITE)
-def test_bodies_are_left_out_and_nothing_else(folder: Path, name: str) -> None:
-    original = functions((exercise.PROJECT / name).read_text(encoding="utf-8"))
-    left = functions((folder / name).read_text(encoding="utf-8"))
-    assert list(left) == list(original)
-    for function, node in left.items():
-        if function not in TO_WRITE[name]:
-            assert ast.unparse(node) == ast.unparse(original[function])
-            continue
-        assert ast.unparse(node.args) == ast.unparse(original[function].args)
-        docstring = ast.get_docstring(node)
-        assert docstring == ast.get_docstring(original[function])
-        assert re.fullmatch(
-            r"raise NotImplementedError\('write \(\d\.\d\)( and \(\d\.\d\))?'\)", ast.unparse(node.body[1])
-        )
-        assert set(re.findall(r"\d\.\d", ast.unparse(node.body[1]))) == set(
-            re.findall(r"\((\d\.\d)\)", docstring or "")
-        )
-        assert len(node.body) == 2
+def numbers(function: ast.FunctionDef) -> list[str]:
+    """Return the numbers of the formulas in a function's docstring."""
+    return re.findall(r"\(\d\.\d\)", ast.get_docstring(function) or "")
 
 
-def test_no_line_of_a_solution_is_in_the_copy(folder: Path) -> None:
+def test_formulas_are_left_out_and_nothing_else(folder: Path) -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.suffix in (".py", ".md"))
     code = {line.strip() for line in text.splitlines()} | set(re.findall(r"`([^`]+)`", text))
-    for name in TO_WRITE:
-        for _, node in exercise.functions_to_write((exercise.PROJECT / name).read_text(encoding="utf-8")):
-            for statement in node.body[1:]:
-                assert ast.unparse(statement).splitlines()[-1].strip() not in code
+    to_write = {name for step in exercise.STEPS.values() for name in step}
+    for module in MODULES:
+        original, left = functions(exercise.PROJECT / module), functions(folder / module)
+        assert list(left) == list(original)
+        for name, function in left.items():
+            if name not in to_write:
+                assert ast.unparse(function) == ast.unparse(original[name])
+                continue
+            to_write.remove(name)
+            *kept, hole = map(ast.unparse, function.body)
+            solution = list(map(ast.unparse, original[name].body))
+            assert kept == solution[: len(kept)]
+            assert hole == f"raise NotImplementedError('write {' and '.join(numbers(function))}')"
+            assert ("raise" in kept[-1] or "check_" in kept[-1]) == (name in GUARDED)
+            for statement in solution[len(kept) :]:
+                assert "raise" not in statement
+                assert "check_" not in statement
+                assert statement.splitlines()[-1].strip() not in code
+    assert not to_write
 
 
-def test_links_lead_to_files_as_they_do_in_the_lab(folder: Path) -> None:
+def test_no_formula_of_a_gradient_is_left_where_it_is_to_be_derived() -> None:
+    given, derive = (
+        {name: content.decode() for name, content in exercise.exercise(derive).items() if name.endswith((".py", ".md"))}
+        for derive in (False, True)
+    )
+    assert len(re.findall(r"grad_\w = ", given["numpy_fnn.py"])) == 6
+    assert not re.findall(r"grad_\w = ", derive["numpy_fnn.py"])
+    for line in given["numpy_fnn.py"].splitlines():
+        forward, separator, _ = line.partition(",  grad_")
+        assert (forward if separator else line) in derive["numpy_fnn.py"]
+    tags = re.findall(r"\\tag\{(\d\.\d)\}", derive["docs/derivations.md"])
+    assert tags == ["1.1", "2.1", "3.1", "4.1", "5.1", "7.1", "8.1", "9.1"]
+    assert {name for name in given if given[name] != derive[name]} == {"numpy_fnn.py", "docs/derivations.md"}
+
+
+def test_no_page_or_command_names_what_the_copy_lacks(folder: Path) -> None:
     for page in [folder / "README.md", *folder.glob("docs/*.md")]:
-        original = exercise.PROJECT / page.relative_to(folder)
-        for link in re.findall(r"\]\(([^:#)]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / link).exists() == (original.parent / link).exists(), f"{page.name}: {link}"
+        text = page.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\((?!\w+:|#)([^)#]+)", text):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for module in re.findall(r"-m ((?:docs|tests)[.\w]+)", text):
+            assert (folder / f"{module.replace('.', '/')}.py").exists(), f"{page.name}: -m {module}"
+        for name in re.findall(r"`((?:docs|tests)?/?\w+\.(?:py|md|txt))`", text):
+            assert (folder / name).exists(), f"{page.name}: {name}"
 
 
 def test_gradient_check_says_what_is_not_written_yet(folder: Path) -> None:
@@ -95,40 +98,83 @@ def test_gradient_check_says_what_is_not_written_yet(folder: Path) -> None:
     assert re.findall(r"\(\d\.\d\) +(.+)$", check.stdout, re.MULTILINE) == ["not written yet"] * 10
 
 
-def test_tests_fail_by_name(folder: Path) -> None:
-    tests = run(folder, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", "-k", SOME_TESTS)
-    assert tests.returncode == 1, tests.stdout  # of an error at import it would be 2
-    assert "FAILED tests/test_numpy_fnn.py::test_model_agrees_with_torch" in tests.stdout
-    assert "FAILED tests/test_numpy_mnist.py::test_course" in tests.stdout
-    assert "NotImplementedError: write (1.1)" in tests.stdout
+def write(folder: Path, names: tuple[str, ...]) -> None:
+    """Put the lab's own formulas for these functions into the copy."""
+    for module in MODULES:
+        original, copy = exercise.PROJECT / module, folder / module
+        solutions, originals = original.read_text(encoding="utf-8").splitlines(keepends=True), functions(original)
+        lines = copy.read_text(encoding="utf-8").splitlines(keepends=True)
+        for name, function in reversed(functions(copy).items()):
+            if name in names:
+                *kept, hole = function.body
+                solution = solutions[originals[name].body[len(kept) - 1].end_lineno : originals[name].end_lineno]
+                lines[hole.lineno - 1 : hole.end_lineno] = solution
+        copy.write_text("".join(lines), encoding="utf-8")
 
 
-def test_original_bodies_make_all_green(folder: Path, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    exercise.write_exercise(whole)
-    for name in TO_WRITE:
-        original = (exercise.PROJECT / name).read_text(encoding="utf-8")
-        lines, bodies = (whole / name).read_text(encoding="utf-8").splitlines(keepends=True), functions(original)
-        for function, node in reversed(functions("".join(lines)).items()):
-            if function in TO_WRITE[name]:
-                body = bodies[function]
-                solution = original.splitlines(keepends=True)[body.body[0].end_lineno : body.end_lineno]
-                lines[node.body[1].lineno - 1 : node.end_lineno] = solution
-        assert "".join(lines) == original
-        (whole / name).write_text("".join(lines), encoding="utf-8")
-    assert run(whole, "-m", "tests.gradient_check").returncode == 0
-    tests = run(whole, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", SOME_TESTS)
+def test_tests_stop_at_the_step_that_is_to_be_written(folder: Path) -> None:
+    pytest_x = ("-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider")
+    collected = re.findall(r"^tests/\w+\.py::(.+)$", run(folder, *pytest_x, "--collect-only").stdout, re.MULTILINE)
+    words = [step.lower().split(" or ") for step in exercise.STEPS]
+    for test in collected:  # one that two steps choose would fail in the first
+        assert sum(any(word in test.lower() for word in step) for step in words) <= 1, test
+    for step, names in zip(words, exercise.STEPS.values(), strict=True):
+        output = run(folder, *pytest_x, "tests/test_numpy_fnn.py").stdout
+        (failed,) = re.findall(r"^FAILED tests/\w+\.py::(.+)$", output, re.MULTILINE)
+        assert any(word in failed.lower() for word in step), output
+        assert "NotImplementedError: write (" in output
+        write(folder, names)
+    for module in MODULES:
+        assert (folder / module).read_bytes() == (exercise.PROJECT / module).read_bytes()
+    tests = run(folder, *pytest_x, "-k", "course or optimize or mini_batch")
     assert tests.returncode == 0, tests.stdout
+    assert run(folder, "-m", "tests.gradient_check").returncode == 0
 
 
-def test_folder_must_be_new_or_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").touch()
-    for folder, words in ((tmp_path, "is not empty"), (tmp_path / "file", "File exists")):
+def test_copy_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(folder: Path, *words: str) -> None:
         with pytest.raises(SystemExit) as caught:
             exercise.main([str(folder)])
         assert caught.value.code == 2
-        assert words in capsys.readouterr().err.splitlines()[-1]
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert (tmp_path / "file").read_bytes() == b""
+        sentence = capsys.readouterr().err.splitlines()[-1]
+        assert all(word in sentence for word in ("the exercise can't be written: ", *words)), sentence
+
+    def write_bytes(path: Path, content: bytes) -> int:
+        if path.name == "utils.py":
+            raise OSError(28, "No space left on device")
+        return write_all(path, content)
+
+    def read_text(path: Path, encoding: str) -> str:
+        return "def f(:" if path.name == "numpy_mnist.py" else path.read_bytes().decode(encoding)
+
+    (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
+    refused(tmp_path, "is not empty")
+    refused(tmp_path / "file", "file")
+    write_all = Path.write_bytes
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(Path, "write_bytes", write_bytes)
+        refused(tmp_path / "empty", "No space left on device")
+        refused(tmp_path / "new", "No space left on device")
+    with monkeypatch.context() as typing_error:
+        typing_error.setattr(Path, "read_text", read_text)
+        refused(tmp_path / "new", "numpy_mnist.py, line 1")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "file"]
     assert exercise.main([str(tmp_path / "empty")]) == 0
+    assert (tmp_path / "empty" / "utils.py").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit on memory is Linux's")
+def test_test_without_end_is_ended(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conftest, "SECONDS", 0.2)
+    for body, error in (
+        (lambda: [None for _ in range(10**9)], conftest.WithoutEndError),
+        (lambda: [bytes(2**26) for _ in range(1000)], MemoryError),
+    ):
+        limited = conftest.pytest_runtest_call(request.node)
+        next(limited)
+        with pytest.raises(error):
+            body()
+        next(limited, None)

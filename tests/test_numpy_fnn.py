@@ -290,7 +290,7 @@ def test_NumpyModel_agrees_with_torch(dtype: type[Any], tolerance: float, shape:
         compare(name, getattr(model, name), reference.gradient(name))
 
 
-def test_used_NumpyModel_and_NumpyLoss_compute_what_fresh_ones_do() -> None:
+def test_used_NumpyModel_computes_what_a_fresh_one_does() -> None:
     used, used_loss, rng = NumpyModel(0), NumpyLoss(), np.random.default_rng(0)
     for _ in range(2):
         used.W1, used.W2, used.W3 = (W + W[::-1] for W in (used.W1, used.W2, used.W3))
@@ -357,7 +357,7 @@ def test_NumpyModel_takes_images_alone(shape: tuple[int, ...]) -> None:
         ("W2", (64,), "Matmul has x (2, 256) and W (64,), expected (N, d) and (d, d')"),
         ("W3", (64, 11), "NumpyLoss has pred (2, 11) and target (2, 10), expected (N, C) with N > 0"),
     ],
-    ids=str,
+    ids=["W1 transposed", "W1 too wide", "W2 a vector", "W3 too wide"],
 )
 def test_NumpyModel_with_a_weight_that_does_not_fit(name: str, shape: tuple[int, ...], words: str) -> None:
     model = NumpyModel()
