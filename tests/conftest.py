@@ -39,14 +39,14 @@ class WithoutEndError(BaseException):
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_call(item: pytest.Function) -> Iterator[None]:
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """End a test that computes without end, or takes memory without end, where the system can."""
     if sys.platform == "win32":
         yield
         return
     import resource
 
-    seconds = SECONDS * (10 if "mnist" in item.fixturenames else 1)
+    seconds = SECONDS * (10 if {"mnist", "pages"} & set(item.keywords) else 1)
 
     def stop(*_: object) -> None:
         raise WithoutEndError(f"the test has been computing for {seconds} s")
