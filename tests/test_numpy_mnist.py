@@ -21,6 +21,7 @@ import torchvision
 import numpy_mnist
 from numpy_fnn import NumpyLoss, NumpyModel
 from numpy_mnist import History, evaluate, main, mini_batch, train
+from tests.gradient_check import keeping
 from tests.torch_reference import TorchModel
 from utils import FILES, DataError, Dataset, load_dataset, one_hot, plot_curve
 
@@ -47,7 +48,8 @@ def labels_of(dataset: Any, batch_size: int, rng: Any = None) -> list[list[int]]
     ],
 )
 def test_mini_batch_yields_every_image_once_with_its_label(dataset: Any, sizes: list[int]) -> None:
-    batches = list(mini_batch(dataset, batch_size=4))
+    with keeping("mini_batch", images=IMAGES, labels=LABELS):
+        batches = list(mini_batch(dataset, batch_size=4))
     found = [len(labels) for _, labels in batches]
     assert found == sizes, f"mini_batch yields batches of {found} images, expected {sizes}, the last one shorter"
     images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
