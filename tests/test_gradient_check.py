@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import numpy_fnn
 from tests import gradient_check
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -43,6 +44,19 @@ def test_numerical_gradient_of_a_known_function() -> None:
     slopes = gradient_check.numerical_gradient(lambda: float((x**3).sum()), x[:, :1])
     np.testing.assert_allclose(slopes, 3 * before[:, :1] ** 2, rtol=1e-7)
     np.testing.assert_array_equal(x, before)
+
+
+def test_formulas_in_docstrings_are_those_of_the_class_and_of_the_table() -> None:
+    def numbers(owner: object) -> list[str]:
+        return re.findall(r"\((\d\.\d)\)", owner.__doc__ or "")
+
+    for operator in (numpy_fnn.Matmul, numpy_fnn.Relu, numpy_fnn.Log, numpy_fnn.Softmax, numpy_fnn.NumpyLoss):
+        forward: Any = getattr(operator, "forward", None) or numpy_fnn.NumpyLoss.get_loss
+        rows = [formula for name, _, formula, _ in gradient_check.GRADIENTS if name == operator.__name__]
+        assert numbers(operator) == numbers(forward) + numbers(operator.backward)
+        assert rows == numbers(operator.backward)
+    assert {formula for name, _, formula, _ in gradient_check.GRADIENTS if name == "NumpyModel"} == {"6.1"}
+    assert numbers(numpy_fnn.NumpyModel.backward) == ["6.1"]
 
 
 def with_signs(x_sign: int, w_sign: int, matmul: Any, *arguments: Any) -> tuple[np.ndarray, np.ndarray]:
