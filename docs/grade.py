@@ -1,0 +1,299 @@
+"""Grade hand-ins of the lab: python -m docs.grade SUBMISSION... [--output DIR] [--seconds 20].
+
+A submission is a folder or .zip with numpy_fnn.py and numpy_mnist.py; nothing else of it is read. For each step of the
+lab sheet, the student's bodies of that step alone are put into the finished lab and run in a process of their own, on
+inputs drawn anew; what they return is compared in this one. It needs the packages of tests/requirements.txt.
+
+This runs students' code. Its time and, except on Windows, its memory are limited, but a body can still read and delete
+files, use the network and end the grading: work in a container, or as a user who owns nothing but the hand-ins.
+"""
+
+import argparse
+import ast
+import contextlib
+import csv
+import inspect
+import json
+import marshal
+import os
+import signal
+import sys
+import tempfile
+import traceback
+import types
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import numpy_fnn
+import numpy_mnist
+from docs.exercise import PROJECT, STEPS
+from utils import reason
+
+FILES = ("numpy_fnn", "numpy_mnist")
+CHILD = """
+from __future__ import annotations
+import contextlib, marshal, os, sys, traceback, types
+import numpy as np
+
+source, job = marshal.load(sys.stdin.buffer)
+exec(source)
+run(*job)
+"""
+LAB = 10**6  # is added to line numbers of the finished lab: smaller ones are the student's
+
+
+def results(step: str, lab: dict[str, Any], seed: int) -> Iterator[tuple[str, str, Any]]:
+    """Yield (function, name, value) of what the functions of a step return or leave, for inputs drawn by the seed."""
+    rng = np.random.default_rng(seed)
+
+    def draw(dtype: type[Any], *shape: int) -> np.ndarray:
+        array = (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(dtype)
+        array[0, 0] = 0  # Relu's kink, and where Log needs its ε
+        array[1] += 1000 * (step == "Softmax")  # where exp overflows without the shift
+        array = abs(array) if step == "Log" else array
+        array.setflags(write=False)  # a change in place is an error, in the student's line
+        return array
+
+    for dtype in (np.float32, np.float64):
+        if step in ("Matmul", "Relu", "Log", "Softmax"):
+            op, inputs = lab[step](), [draw(dtype, 4, 6), draw(dtype, 6, 6)][: 1 + (step == "Matmul")]
+            yield f"{step}.forward", "y", op.forward(*inputs)
+            yield f"{step}.forward", 'memory["y"]', op.memory["y"]
+            lab[step]().forward(*(array / 2 for array in inputs))  # of another operator, which must leave op alone
+            grads = op.backward(draw(dtype, 4, 6))
+            for name, grad in zip(("grad_x", "grad_w"), grads if step == "Matmul" else [grads], strict=False):
+                yield f"{step}.backward", name, grad
+        elif step == "NumpyLoss":
+            numpy_loss = lab[step]()
+            numpy_loss.get_loss(draw(dtype, 4, 6), draw(dtype, 4, 6))
+            yield "NumpyLoss.backward", "grad_p", numpy_loss.backward()
+        else:
+            model, function = lab["NumpyModel"](), "NumpyModel.backward"
+            vars(model).update({name: draw(dtype, *shape) for name, shape in model.SHAPES.items()})
+            model.forward(draw(dtype, 5, 784))
+            model.backward(draw(dtype, 5, 10))
+            if "optimize" in step:
+                function = "NumpyModel.optimize"
+                model.optimize(np.float64(0.3))
+            grads = ("log", "softmax", "x3", "W3", "relu_2", "x2", "W2", "relu_1", "x1", "W1")
+            for name in (*(f"{name}_grad" for name in grads), *model.SHAPES):
+                yield function, name, getattr(model, name)
+    if "mini_batch" in step:
+        images, labels, generator = draw(np.float32, 23, 1), np.arange(23), np.random.default_rng(seed + 1)
+        for source in (seed, seed, generator, generator, None, None):
+            dataset = (images, labels) if source else list(zip(images, labels, strict=True))
+            batches = zip(lab["mini_batch"](dataset, 5, source), range(23), strict=False)  # 5, unless they never end
+            x, y = zip(*((np.array(x), np.array(y)) for (x, y), _ in batches), strict=True)
+            yield "mini_batch", "batch sizes", np.array([len(batch) for batch in y])
+            yield "mini_batch", "label and image", np.c_[np.concatenate(y), np.concatenate(x)]
+
+
+def run(modules: list[tuple[str, Any]], step: str, seed: int, seconds: float) -> None:
+    """Write the results of a step to stdout, or what happened in place of one; the child's part of the work."""
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what students print goes nowhere
+    with contextlib.suppress(ImportError):  # on Windows
+        import resource
+
+        limits = {
+            "AS": 2 << 30,
+            "CPU": int(seconds) + 9,
+            "FSIZE": 1 << 26,
+            "NPROC": 0,
+        }  # bytes, s, bytes, new processes
+        for name, limit in limits.items():
+            with contextlib.suppress(AttributeError, ValueError, OSError):
+                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+    try:
+        lab: dict[str, Any] = {}
+        for name, code in modules:
+            module = sys.modules.setdefault(name, types.ModuleType(name))
+            exec(code, vars(module))
+            lab |= vars(module)
+        for _, name, value in results(step, lab, seed):
+            if not isinstance(value, np.ndarray):
+                raise TypeError(f"{name} is a {type(value).__name__}, expected an array")
+            np.save(output, value, allow_pickle=False)
+            output.flush()
+    except NotImplementedError:
+        np.save(output, np.array(": not written yet"))
+    except BaseException as error:  # SystemExit, too
+        frames = traceback.walk_tb(error.__traceback__)
+        lines = [line for frame, line in frames if frame.f_code.co_filename.startswith("numpy_") and line < 10**6]
+        text = f"{type(error).__name__}: {error}"
+        traceback.clear_frames(error.__traceback__)  # and so the memory that they hold
+        np.save(output, np.array(f", line {lines[-1]}: {text}" if lines else f": {text}"))
+    output.flush()
+    os._exit(0)  # without the student's threads and exit functions
+
+
+def definitions(module: ast.Module) -> dict[str, Any]:
+    """Return the functions, methods, classes, imports and constants of a module by name, and no other code."""
+    found: dict[str, Any] = {}
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            methods = {f"{node.name}.{part.name}": part for part in node.body if isinstance(part, ast.FunctionDef)}
+            found |= {node.name: node, **methods}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).partition(".")[0]: node for alias in node.names}
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            found |= {ast.unparse(target): node for target in node.targets}
+    return found
+
+
+def assemble(step: str, file: str, student: ast.Module) -> list[tuple[str, Any]]:
+    """Return code of the finished lab's module with the student's bodies of a step, and of what else these need."""
+    lab = ast.increment_lineno(ast.parse((PROJECT / f"{file}.py").read_text(encoding="utf-8")), LAB)
+    ours, theirs = definitions(lab), definitions(student)
+    wanted = [name for name in STEPS[step] if name in ours]
+    if missing := [name for name in wanted if not isinstance(theirs.get(name), ast.FunctionDef)]:
+        raise ValueError(f"{missing[0]} is missing")
+    for name in wanted:  # which grows on the way
+        if name in theirs and (name in STEPS[step] or name not in ours):
+            for part in ast.walk(theirs[name]):
+                names = {getattr(part, "id", ""), f"{name.partition('.')[0]}.{getattr(part, 'attr', '')}"}
+                wanted += names - set(wanted)
+    own: list[ast.stmt] = []
+    for name, node in theirs.items():
+        owner = name.rpartition(".")[0]
+        if name in STEPS[step]:
+            ours[name].body = node.body
+            for parameter, renamed in zip(ours[name].args.args, node.args.args, strict=False):
+                parameter.arg = renamed.arg
+        elif name in wanted and name not in ours and owner in ("", *ours):
+            (ours[owner].body if owner else own).append(node)
+    return [(file, compile(ast.Module(body, []), f"{file}.py", "exec")) for body in (lab.body, own)]
+
+
+def read(submission: Path) -> dict[str, ast.Module]:
+    """Return the syntax trees of the two files in a folder or .zip, or in a folder there; raises what is wrong."""
+    trees = {}
+    with zipfile.ZipFile(submission) if submission.is_file() else contextlib.nullcontext() as archive:
+        paths = (path for pattern in ("*.py", "*/*.py") for path in submission.glob(pattern) if path.is_file())
+        names = archive.namelist() if archive else [path.relative_to(submission).as_posix() for path in paths]
+        for file in FILES:
+            places = {name for name in names if name == f"{file}.py"}
+            places = places or {name for name in names if name.split("/")[1:] == [f"{file}.py"]}
+            if len(places) != 1:
+                raise ValueError(f"{file}.py is {'in several folders' if places else 'missing'}")
+            place = places.pop()
+            with archive.open(place) if archive else (submission / place).open("rb") as content:
+                source = content.read(1 << 20).decode("utf-8-sig")  # a small zip can hold gigabytes
+            trees[file] = ast.parse(source, f"{file}.py")
+    return trees
+
+
+def judge(step: str, trees: dict[str, ast.Module], seed: int, seconds: float) -> str:
+    """Return the first thing that is wrong with a step of a submission, "" where nothing is."""
+    utils = compile((PROJECT / "utils.py").read_text(encoding="utf-8"), "utils.py", "exec")
+    try:
+        modules = [("utils", utils), *(code for file in FILES for code in assemble(step, file, trees[file]))]
+    except (ValueError, SyntaxError, RecursionError) as error:
+        return reason(error)
+    source = inspect.getsource(results) + inspect.getsource(run)  # no path leads from it to the finished lab
+    job = marshal.dumps((source, (modules, step, seed, seconds)))
+    environment = {**os.environ, "PYTHONPATH": "", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, tempfile.TemporaryFile() as output:
+        command = [sys.executable, "-c", CHILD]
+        child = Popen(command, 0, None, PIPE, output, DEVNULL, cwd=folder, env=environment, start_new_session=True)
+        end = "ended its process"
+        try:
+            child.communicate(job, seconds)
+        except TimeoutExpired:
+            end = f"did not end within {seconds:g} s"
+        finally:
+            with contextlib.suppress(OSError):  # nobody is left
+                os.killpg(child.pid, signal.SIGKILL) if hasattr(os, "killpg") else child.kill()
+            child.wait()
+        output.seek(0)
+        orders = []
+        for function, name, expected in results(step, {**vars(numpy_fnn), **vars(numpy_mnist)}, seed):
+            try:
+                got = np.lib.format.read_array(output, allow_pickle=False)
+            except Exception:  # there is none, or a body wrote something itself
+                return f"{function} {end}"
+            if got.dtype.kind == "U":
+                return "".join(letter if letter.isprintable() else " " for letter in f"{function}{got}")[:200]
+            if name == "label and image" and got.shape == expected.shape:
+                orders.append(tuple(got[:, 0].tolist()))
+                got, expected = got[got[:, 0].argsort()], expected[expected[:, 0].argsort()]
+            if fault := difference(got, expected):
+                return f"{function.partition('.')[0]}: {name} {fault}"
+    if orders and tuple(sorted(orders[0])) in orders:
+        return "mini_batch: the images are not shuffled"
+    if orders and (orders[0] != orders[1] or len(set(orders)) != 5):
+        return "mini_batch: the order is not drawn by rng: the same for the same seed, else another each time"
+    return ""
+
+
+def difference(got: np.ndarray, expected: np.ndarray) -> str:
+    """Return how an array differs from the expected one, "" where it does not."""
+    for kind in ("dtype", "shape"):
+        if getattr(got, kind) != getattr(expected, kind):
+            return f"has {kind} {getattr(got, kind)}, expected {getattr(expected, kind)}"
+    tolerance = 1e-4 if expected.dtype == np.float32 else 1e-9
+    for i in map(tuple, np.argwhere(~np.isclose(got, expected, tolerance, tolerance)).tolist()):
+        texts = ((f"{got[i]:.{digits}g}", f"{expected[i]:.{digits}g}") for digits in range(2, 18))
+        return "is {} at {}, expected {}".format(*next((a, list(i), b) for a, b in texts if a != b))
+    return ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Grade, print a line for each submission, write the files, and return the exit code."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m docs.grade", description=__doc__, formatter_class=formatter)
+    parser.add_argument("submissions", nargs="+", type=os.path.abspath, metavar="SUBMISSION", help="a folder or .zip")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="new or empty; for grades.csv and each results.json")
+    parser.add_argument("--seconds", type=float, default=20, help="the limit for each step (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    submissions = [Path(path) for path in options.submissions]
+    common = os.path.commonpath([path.parent for path in submissions])
+    names = [path.relative_to(common).as_posix().removesuffix(".zip") for path in submissions]
+    if len(set(names)) < len(names):
+        parser.error(f"two submissions are named {max(names, key=names.count)}")
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        if any(options.output.iterdir()):
+            parser.error(f"{options.output} is not empty, expected a new or empty folder")
+    warnings.simplefilter("ignore")  # those of students' code
+    seed = int(np.random.default_rng().integers(1, 1 << 62))
+
+    def grade(submission: Path) -> list[str]:
+        try:
+            trees = read(submission)
+        except Exception as error:  # of a damaged zip, many kinds
+            return [f"it can't be read: {reason(error)}"] * len(STEPS)
+        return [judge(step, trees, seed, options.seconds) for step in STEPS]
+
+    rows = []
+    with ThreadPool(os.cpu_count()) as pool:
+        for name, faults in zip(
+            names, tqdm(pool.imap(grade, submissions), total=len(names), disable=None), strict=True
+        ):
+            rows.append([name, faults.count(""), *faults])
+            sentences = "; ".join(dict.fromkeys(filter(None, faults)))
+            tqdm.write(f"{name:<{max(map(len, names))}}  {faults.count('')}/{len(faults)}  {sentences}".rstrip())
+            if options.output:
+                tests = [
+                    {"name": f"{i} {step}", "score": int(not fault), "max_score": 1, "output": fault}
+                    for i, (step, fault) in enumerate(zip(STEPS, faults, strict=True), 1)
+                ]
+                (options.output / name).mkdir(parents=True)
+                text = json.dumps({"tests": tests}, ensure_ascii=False, indent=1)
+                (options.output / name / "results.json").write_text(text, encoding="utf-8")
+    if options.output:
+        with (options.output / "grades.csv").open("w", newline="", encoding="utf-8-sig") as file:  # as Excel reads it
+            csv.writer(file).writerows([["name", "score", *STEPS], *rows])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
