@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -38,16 +38,16 @@ from docs.exercise import PROJECT, STEPS
 from utils import reason
 
 FILES = ("numpy_fnn", "numpy_mnist")
-CHILD = """
+LAB = 10**6  # is added to line numbers of the finished lab: smaller ones are the student's
+CHILD = f"""
 from __future__ import annotations
 import contextlib, marshal, os, sys, traceback, types
 import numpy as np
-
+LAB = {LAB}
 source, job = marshal.load(sys.stdin.buffer)
 exec(source)
 run(*job)
 """
-LAB = 10**6  # is added to line numbers of the finished lab: smaller ones are the student's
 
 
 def results(step: str, lab: dict[str, Any], seed: int) -> Iterator[tuple[str, str, Any]]:
@@ -56,36 +56,34 @@ def results(step: str, lab: dict[str, Any], seed: int) -> Iterator[tuple[str, st
 
     def draw(dtype: type[Any], *shape: int) -> np.ndarray:
         array = (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(dtype)
-        array[0, 0] = 0  # Relu's kink, and where Log needs its ε
-        array[1] += 1000 * (step == "Softmax")  # where exp overflows without the shift
-        array = abs(array) if step == "Log" else array
         array.setflags(write=False)  # a change in place is an error, in the student's line
         return array
 
     for dtype in (np.float32, np.float64):
         if step in ("Matmul", "Relu", "Log", "Softmax"):
-            op, inputs = lab[step](), [draw(dtype, 4, 6), draw(dtype, 6, 6)][: 1 + (step == "Matmul")]
+            x = draw(dtype, 4, 6).copy()
+            x[0, :2] = 0, 1e-12  # Relu's kink, and where Log needs its ε
+            x = abs(x) if step == "Log" else x + dtype(1000 * (step == "Softmax"))  # exp overflows without the shift
+            x.setflags(write=False)
+            op, inputs = lab[step](), (x, draw(dtype, 6, 6)) if step == "Matmul" else (x,)
             yield f"{step}.forward", "y", op.forward(*inputs)
             yield f"{step}.forward", 'memory["y"]', op.memory["y"]
-            lab[step]().forward(*(array / 2 for array in inputs))  # of another operator, which must leave op alone
+            lab[step]().forward(*(array[::-1] for array in inputs))  # another operator, which must leave op alone
             grads = op.backward(draw(dtype, 4, 6))
             for name, grad in zip(("grad_x", "grad_w"), grads if step == "Matmul" else [grads], strict=False):
                 yield f"{step}.backward", name, grad
-        elif step == "NumpyLoss":
-            numpy_loss = lab[step]()
-            numpy_loss.get_loss(draw(dtype, 4, 6), draw(dtype, 4, 6))
-            yield "NumpyLoss.backward", "grad_p", numpy_loss.backward()
         else:
-            model, function = lab["NumpyModel"](), "NumpyModel.backward"
+            model, numpy_loss = lab["NumpyModel"](), lab["NumpyLoss"]()
             vars(model).update({name: draw(dtype, *shape) for name, shape in model.SHAPES.items()})
-            model.forward(draw(dtype, 5, 784))
-            model.backward(draw(dtype, 5, 10))
-            if "optimize" in step:
-                function = "NumpyModel.optimize"
-                model.optimize(np.float64(0.3))
-            grads = ("log", "softmax", "x3", "W3", "relu_2", "x2", "W2", "relu_1", "x1", "W1")
-            for name in (*(f"{name}_grad" for name in grads), *model.SHAPES):
-                yield function, name, getattr(model, name)
+            numpy_loss.get_loss(model.forward(draw(dtype, 5, 784)), draw(dtype, 5, 10))
+            grad_p = numpy_loss.backward()
+            yield "NumpyLoss.backward", "grad_p", grad_p
+            model.backward(grad_p)
+            for name in ("log", "softmax", "x3", "W3", "relu_2", "x2", "W2", "relu_1", "x1", "W1"):
+                yield "NumpyModel.backward", f"{name}_grad", getattr(model, f"{name}_grad")
+            model.optimize(np.float64(0.3))
+            for name in model.SHAPES:
+                yield "NumpyModel.optimize", name, getattr(model, name)
     if "mini_batch" in step:
         images, labels, generator = draw(np.float32, 23, 1), np.arange(23), np.random.default_rng(seed + 1)
         for source in (seed, seed, generator, generator, None, None):
@@ -127,7 +125,7 @@ def run(modules: list[tuple[str, Any]], step: str, seed: int, seconds: float) ->
         np.save(output, np.array(": not written yet"))
     except BaseException as error:  # SystemExit, too
         frames = traceback.walk_tb(error.__traceback__)
-        lines = [line for frame, line in frames if frame.f_code.co_filename.startswith("numpy_") and line < 10**6]
+        lines = [line for frame, line in frames if frame.f_code.co_filename.startswith("numpy_") and line < LAB]
         text = f"{type(error).__name__}: {error}"
         traceback.clear_frames(error.__traceback__)  # and so the memory that they hold
         np.save(output, np.array(f", line {lines[-1]}: {text}" if lines else f": {text}"))
@@ -191,37 +189,43 @@ def read(submission: Path) -> dict[str, ast.Module]:
     return trees
 
 
-def judge(step: str, trees: dict[str, ast.Module], seed: int, seconds: float) -> str:
-    """Return the first thing that is wrong with a step of a submission, "" where nothing is."""
-    utils = compile((PROJECT / "utils.py").read_text(encoding="utf-8"), "utils.py", "exec")
-    try:
-        modules = [("utils", utils), *(code for file in FILES for code in assemble(step, file, trees[file]))]
-    except (ValueError, SyntaxError, RecursionError) as error:
-        return reason(error)
-    source = inspect.getsource(results) + inspect.getsource(run)  # no path leads from it to the finished lab
-    job = marshal.dumps((source, (modules, step, seed, seconds)))
+def run_apart(job: bytes, output: IO[bytes], seconds: float) -> str:
+    """Run a job in a process of its own, which writes to `output`, and return how it ended."""
     environment = {**os.environ, "PYTHONPATH": "", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = [sys.executable, "-c", CHILD]
         child = Popen(command, 0, None, PIPE, output, DEVNULL, cwd=folder, env=environment, start_new_session=True)
-        end = "ended its process"
         try:
             child.communicate(job, seconds)
+            return "ended its process"
         except TimeoutExpired:
-            end = f"did not end within {seconds:g} s"
+            return f"did not end within {seconds:g} s"
         finally:
             with contextlib.suppress(OSError):  # nobody is left
                 os.killpg(child.pid, signal.SIGKILL) if hasattr(os, "killpg") else child.kill()
             child.wait()
+
+
+def judge(step: str, trees: dict[str, ast.Module], seed: int, seconds: float) -> str:
+    """Return the first thing that is wrong with a step of a submission, "" where nothing is."""
+    utils = compile((PROJECT / "utils.py").read_text(encoding="utf-8"), "utils.py", "exec")
+    source = inspect.getsource(results) + inspect.getsource(run)  # no path leads from it to the finished lab
+    try:
+        modules = [("utils", utils), *(code for file in FILES for code in assemble(step, file, trees[file]))]
+        job = marshal.dumps((source, (modules, step, seed, seconds)))
+    except Exception as error:  # Python has many for code that can't be compiled
+        return reason(error)
+    orders = []
+    with tempfile.TemporaryFile() as output:
+        end = run_apart(job, output, seconds)
         output.seek(0)
-        orders = []
         for function, name, expected in results(step, {**vars(numpy_fnn), **vars(numpy_mnist)}, seed):
             try:
                 got = np.lib.format.read_array(output, allow_pickle=False)
             except Exception:  # there is none, or a body wrote something itself
                 return f"{function} {end}"
             if got.dtype.kind == "U":
-                return "".join(letter if letter.isprintable() else " " for letter in f"{function}{got}")[:200]
+                return f"{function}{got}"
             if name == "label and image" and got.shape == expected.shape:
                 orders.append(tuple(got[:, 0].tolist()))
                 got, expected = got[got[:, 0].argsort()], expected[expected[:, 0].argsort()]
@@ -246,6 +250,16 @@ def difference(got: np.ndarray, expected: np.ndarray) -> str:
     return ""
 
 
+def grade(submission: Path, seed: int, seconds: float) -> list[str]:
+    """Return the sentence of each step of a submission, "" where the step is right."""
+    try:
+        trees = read(submission)
+    except Exception as error:  # of a damaged zip, many kinds
+        return [f"it can't be read: {reason(error)}"] * len(STEPS)
+    faults = [judge(step, trees, seed, seconds) for step in STEPS]
+    return ["".join(letter if letter.isprintable() else " " for letter in fault)[:200] for fault in faults]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Grade, print a line for each submission, write the files, and return the exit code."""
     formatter = argparse.RawDescriptionHelpFormatter
@@ -254,46 +268,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="DIR", help="new or empty; for grades.csv and each results.json")
     parser.add_argument("--seconds", type=float, default=20, help="the limit for each step (default: %(default)s)")
     options = parser.parse_args(arguments)
-    submissions = [Path(path) for path in options.submissions]
-    common = os.path.commonpath([path.parent for path in submissions])
-    names = [path.relative_to(common).as_posix().removesuffix(".zip") for path in submissions]
-    if len(set(names)) < len(names):
-        parser.error(f"two submissions are named {max(names, key=names.count)}")
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        if any(options.output.iterdir()):
-            parser.error(f"{options.output} is not empty, expected a new or empty folder")
+    top = os.path.commonpath([os.path.dirname(path) for path in options.submissions])
+    submissions = {Path(path).relative_to(top).as_posix().removesuffix(".zip"): path for path in options.submissions}
+    if len(submissions) < len(options.submissions):
+        parser.error(f"two submissions have the same name, expected names of their own: {', '.join(submissions)}")
+    if options.output and options.output.exists() and any(options.output.iterdir()):
+        parser.error(f"{options.output} is not empty, expected a new or empty folder")
     warnings.simplefilter("ignore")  # those of students' code
-    seed = int(np.random.default_rng().integers(1, 1 << 62))
-
-    def grade(submission: Path) -> list[str]:
-        try:
-            trees = read(submission)
-        except Exception as error:  # of a damaged zip, many kinds
-            return [f"it can't be read: {reason(error)}"] * len(STEPS)
-        return [judge(step, trees, seed, options.seconds) for step in STEPS]
-
-    rows = []
+    seed, rows = int(np.random.default_rng().integers(1, 1 << 62)), []
     with ThreadPool(os.cpu_count()) as pool:
-        for name, faults in zip(
-            names, tqdm(pool.imap(grade, submissions), total=len(names), disable=None), strict=True
-        ):
-            rows.append([name, faults.count(""), *faults])
-            sentences = "; ".join(dict.fromkeys(filter(None, faults)))
-            tqdm.write(f"{name:<{max(map(len, names))}}  {faults.count('')}/{len(faults)}  {sentences}".rstrip())
+        graded = pool.imap(lambda path: grade(Path(path), seed, options.seconds), submissions.values())
+        for name, faults in zip(submissions, tqdm(graded, total=len(submissions), disable=None), strict=True):
+            score, sentences = faults.count(""), "; ".join(dict.fromkeys(filter(None, faults)))
+            tqdm.write(f"{name:<{max(map(len, submissions))}}  {score}/{len(STEPS)}  {sentences}".rstrip())
+            rows.append([name, score, *faults])
             if options.output:
                 tests = [
                     {"name": f"{i} {step}", "score": int(not fault), "max_score": 1, "output": fault}
                     for i, (step, fault) in enumerate(zip(STEPS, faults, strict=True), 1)
                 ]
                 (options.output / name).mkdir(parents=True)
-                text = json.dumps({"tests": tests}, ensure_ascii=False, indent=1)
-                (options.output / name / "results.json").write_text(text, encoding="utf-8")
+                (options.output / name / "results.json").write_text(json.dumps({"tests": tests}, indent=1))
     if options.output:
-        with (options.output / "grades.csv").open("w", newline="", encoding="utf-8-sig") as file:  # as Excel reads it
+        # utf-8-sig is what Excel reads; a name from a foreign .zip need not be text
+        with open(options.output / "grades.csv", "w", encoding="utf-8-sig", errors="replace", newline="") as file:
             csv.writer(file).writerows([["name", "score", *STEPS], *rows])
     return 0
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a console that has no Chinese goes on
     sys.exit(main())
