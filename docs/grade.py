@@ -4,8 +4,8 @@ A submission is a folder or .zip with numpy_fnn.py and numpy_mnist.py; nothing e
 lab sheet, the student's bodies of that step alone are put into the finished lab and run in a process of their own, on
 inputs drawn anew; what they return is compared in this one. It needs the packages of tests/requirements.txt.
 
-This runs students' code. Its time and, except on Windows, its memory are limited, but a body can still read and delete
-files, use the network and end the grading: work in a container, or as a user who owns nothing but the hand-ins.
+This runs students' code. Its time and, except on Windows, its memory (2 GB) are limited, but a body can still read and
+delete files, the finished lab's, too, and end the grading: use a container, or a user who owns only the hand-ins.
 """
 
 import argparse
@@ -191,7 +191,7 @@ def read(submission: Path) -> dict[str, ast.Module]:
 
 def run_apart(job: bytes, output: IO[bytes], seconds: float) -> str:
     """Run a job in a process of its own, which writes to `output`, and return how it ended."""
-    environment = {**os.environ, "PYTHONPATH": "", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = [sys.executable, "-c", CHILD]
         child = Popen(command, 0, None, PIPE, output, DEVNULL, cwd=folder, env=environment, start_new_session=True)
