@@ -95,19 +95,14 @@ def results(step: str, lab: dict[str, Any], seed: int) -> Iterator[tuple[str, st
 
 
 def run(modules: list[tuple[str, Any]], step: str, seed: int, seconds: float) -> None:
-    """Write the results of a step to stdout, or what happened in place of one; the child's part of the work."""
+    """Write the results of a step to stdout, or what happened in place of one: the child's part of the work."""
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what students print goes nowhere
     with contextlib.suppress(ImportError):  # on Windows
         import resource
 
-        limits = {
-            "AS": 2 << 30,
-            "CPU": int(seconds) + 9,
-            "FSIZE": 1 << 26,
-            "NPROC": 0,
-        }  # bytes, s, bytes, new processes
-        for name, limit in limits.items():
+        # bytes of memory, seconds, bytes of a file, processes of its own
+        for name, limit in {"AS": 2 << 30, "CPU": int(seconds) + 9, "FSIZE": 1 << 26, "NPROC": 0}.items():
             with contextlib.suppress(AttributeError, ValueError, OSError):
                 resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
     try:
@@ -151,18 +146,19 @@ def assemble(step: str, file: str, student: ast.Module) -> list[tuple[str, Any]]
     """Return code of the finished lab's module with the student's bodies of a step, and of what else these need."""
     lab = ast.increment_lineno(ast.parse((PROJECT / f"{file}.py").read_text(encoding="utf-8")), LAB)
     ours, theirs = definitions(lab), definitions(student)
-    wanted = [name for name in STEPS[step] if name in ours]
-    if missing := [name for name in wanted if not isinstance(theirs.get(name), ast.FunctionDef)]:
+    bodies = [name for name in STEPS[step] if name in ours]
+    if missing := [name for name in bodies if not isinstance(theirs.get(name), ast.FunctionDef)]:
         raise ValueError(f"{missing[0]} is missing")
+    wanted = bodies.copy()
     for name in wanted:  # which grows on the way
-        if name in theirs and (name in STEPS[step] or name not in ours):
+        if name in theirs and (name in bodies or name not in ours):
             for part in ast.walk(theirs[name]):
                 names = {getattr(part, "id", ""), f"{name.partition('.')[0]}.{getattr(part, 'attr', '')}"}
                 wanted += names - set(wanted)
     own: list[ast.stmt] = []
     for name, node in theirs.items():
         owner = name.rpartition(".")[0]
-        if name in STEPS[step]:
+        if name in bodies:
             ours[name].body = node.body
             for parameter, renamed in zip(ours[name].args.args, node.args.args, strict=False):
                 parameter.arg = renamed.arg
@@ -226,7 +222,7 @@ def judge(step: str, trees: dict[str, ast.Module], seed: int, seconds: float) ->
                 return f"{function} {end}"
             if got.dtype.kind == "U":
                 return f"{function}{got}"
-            if name == "label and image" and got.shape == expected.shape:
+            if name == "label and image" and (got.shape, got.dtype) == (expected.shape, expected.dtype):
                 orders.append(tuple(got[:, 0].tolist()))
                 got, expected = got[got[:, 0].argsort()], expected[expected[:, 0].argsort()]
             if fault := difference(got, expected):
@@ -255,8 +251,9 @@ def grade(submission: Path, seed: int, seconds: float) -> list[str]:
     try:
         trees = read(submission)
     except Exception as error:  # of a damaged zip, many kinds
-        return [f"it can't be read: {reason(error)}"] * len(STEPS)
-    faults = [judge(step, trees, seed, seconds) for step in STEPS]
+        faults = [f"it can't be read: {reason(error)}"] * len(STEPS)
+    else:
+        faults = [judge(step, trees, seed, seconds) for step in STEPS]
     return ["".join(letter if letter.isprintable() else " " for letter in fault)[:200] for fault in faults]
 
 
