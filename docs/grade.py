@@ -70,7 +70,8 @@ def results(step: str, lab: dict[str, Any], seed: int) -> Iterator[tuple[str, st
             yield f"{step}.forward", 'memory["y"]', op.memory["y"]
             lab[step]().forward(*(array[::-1] for array in inputs))  # another operator, which must leave op alone
             grads = op.backward(draw(dtype, 4, 6))
-            for name, grad in zip(("grad_x", "grad_w"), grads if step == "Matmul" else [grads], strict=False):
+            grads = grads if isinstance(grads, tuple) else (grads, None)
+            for name, grad in zip(("grad_x", "grad_w")[: len(inputs)], grads, strict=False):
                 yield f"{step}.backward", name, grad
         else:
             model, numpy_loss = lab["NumpyModel"](), lab["NumpyLoss"]()

@@ -45,13 +45,14 @@ MEMORY = r"Log\.forward, line \d+: MemoryError.*" if os.name == "posix" else r"L
 WRONG = {  # a body, and the sentence of its step
     "Matmul.forward": ("print('ok')\nraise SystemExit", r"Matmul\.forward, line \d+: SystemExit: "),
     "Relu.backward": ("return grad_z", r"Relu\.backward, line LINE: NameError: .*"),
-    "Log.forward": ("hoard = []\nwhile True:\n    hoard.append(np.empty(10**8))", MEMORY),
+    "Log.forward": ("hoard = [np.empty(10**7) for _ in range(40)]", MEMORY),
     "Softmax.backward": ("return self.memory['y'] * grad_y", r"Softmax: grad_x is -?\d\S* at \[\d, \d\], expected .*"),
     "NumpyLoss.backward": ("return [[0.1]]", r"NumpyLoss\.backward: TypeError: grad_p is a list, .*"),
     "NumpyModel.backward": ("import os\nos.write(3, b'ok')\nos._exit(0)", r"NumpyModel\.backward ended its process"),
     "mini_batch": ("while True:\n    pass\nyield", "mini_batch did not end within 6 s"),
 }
 CHEAT = {  # with two holes
+    "Matmul.forward": ("check_shape('x', x, ())", r"Matmul\.forward, line \d\d: ValueError: .*"),
     "Relu.forward": ("x[x < 0] = 0", r"Relu\.forward, line \d+: ValueError: .* read-only"),
     "Log.backward": ("raise NotImplementedError('write (3.4)')", r"Log\.backward: not written yet"),
     "NumpyModel.backward": ("raise NotImplementedError('write (6.1)')", r"NumpyModel\.backward: not written yet"),
@@ -76,7 +77,8 @@ def hand_in(folder: Path, bodies: dict[str, str], own: str = "") -> Path:
 
 
 def test_hand_ins_are_graded_step_by_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    hand_in(tmp_path / "in" / "honest", HONEST, OWN)
+    honest = hand_in(tmp_path / "in" / "honest", HONEST, OWN) / "numpy_fnn.py"
+    honest.write_text(honest.read_text(encoding="utf-8").replace("grad_y", "G"), encoding="utf-8")
     wrong = hand_in(tmp_path / "in" / "wrong", {name: body for name, (body, _) in WRONG.items()}) / "numpy_fnn.py"
     line = wrong.read_text(encoding="utf-8").partition("return grad_z")[0].count("\n") + 1
     cheat = hand_in(tmp_path / "in" / "cheat", {name: body for name, (body, _) in CHEAT.items()}) / "numpy_fnn.py"
@@ -107,19 +109,23 @@ def test_hand_ins_are_graded_step_by_step(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "words"),
+    ("i", "old", "new", "words"),
     [
-        pytest.param("(0, len(order),", "(0, len(order) - batch_size,", "batch sizes", id="last batch dropped"),
-        pytest.param("labels[batch]", "labels[start : start + batch_size]", "label and image", id="shuffled apart"),
-        pytest.param("np.random.default_rng(rng).permutation", "np.arange", "not shuffled", id="not shuffled"),
-        pytest.param("(rng).perm", "(0).perm", "not drawn by rng", id="always the same order"),
-        pytest.param("(rng).perm", "().perm", "not drawn by rng", id="rng ignored"),
+        pytest.param(1, '["x"] > 0)', '["x"] >= 0)', "Relu: grad_x .* expected -?0$", id="1 at 0"),
+        pytest.param(2, "x + self.epsilon", "np.maximum(x, 1e-12)", "Log: y ", id="another ε"),
+        pytest.param(3, "np.exp(x - x.max(axis=-1, keepdims=True))", "np.exp(x)", "Softmax: y is nan", id="no shift"),
+        pytest.param(6, "(0, len(order),", "(0, len(order) - 9,", "mini_batch: batch sizes", id="last batch dropped"),
+        pytest.param(6, "labels[batch]", "labels[start:][:9]", "mini_batch: ", id="shuffled apart"),
+        pytest.param(6, "np.random.default_rng(rng).permutation", "np.arange", "mini_batch: .*not", id="not shuffled"),
+        pytest.param(6, "(rng).perm", "(0).perm", "mini_batch: .*rng", id="always the same order"),
+        pytest.param(6, "(rng).perm", "().perm", "mini_batch: .*rng", id="rng ignored"),
     ],
 )
-def test_mini_batch_owes_what_its_docstring_says(old: str, new: str, words: str, tmp_path: Path) -> None:
-    path = hand_in(tmp_path / "lab", {}) / "numpy_mnist.py"
-    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
-    assert re.match(f"mini_batch: .*{words}", grade.judge(list(STEPS)[6], grade.read(path.parent), 1, 30))
+def test_change_of_a_line_is_found(i: int, old: str, new: str, words: str, tmp_path: Path) -> None:
+    folder = hand_in(tmp_path / "lab", {})
+    for path in folder.iterdir():
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    assert re.match(words, grade.judge(list(STEPS)[i], grade.read(folder), 1, 30))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a named pipe tells when its last writer has ended")
