@@ -237,9 +237,8 @@ def judge(step: str, trees: dict[str, ast.Module], seed: int, seconds: float) ->
 
 def difference(got: np.ndarray, expected: np.ndarray) -> str:
     """Return how an array differs from the expected one, "" where it does not."""
-    for kind in ("dtype", "shape"):
-        if getattr(got, kind) != getattr(expected, kind):
-            return f"has {kind} {getattr(got, kind)}, expected {getattr(expected, kind)}"
+    if (got.dtype, got.shape) != (expected.dtype, expected.shape):
+        return f"is {got.dtype} {got.shape}, expected {expected.dtype} {expected.shape}"
     tolerance = 1e-4 if expected.dtype == np.float32 else 1e-9
     for i in map(tuple, np.argwhere(~np.isclose(got, expected, tolerance, tolerance)).tolist()):
         texts = ((f"{got[i]:.{digits}g}", f"{expected[i]:.{digits}g}") for digits in range(2, 18))

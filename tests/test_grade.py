@@ -16,10 +16,8 @@ from docs import grade
 from docs.exercise import PROJECT, STEPS, functions
 
 HONEST = {  # as right as the lab, in other words
-    "Matmul.backward": "x, W = self.memory['x'], self.memory['W']\nreturn np.dot(grad_y, W.T), np.dot(x.T, grad_y)",
-    "Relu.forward": "self.memory = {'x': x, 'y': positive(x)}\nreturn self.memory['y']",
     "Relu.backward": "return self.mask() * grad_y",
-    "Log.forward": "y = log(x + EPSILON)\nself.memory = {'x': x, 'y': y}\nreturn y",
+    "Log.forward": "y = logarithm(x)\nself.memory = {'x': x, 'y': y}\nreturn y",
     "mini_batch": """
         images, labels = as_arrays(dataset)
         order = np.arange(len(images))
@@ -29,17 +27,14 @@ HONEST = {  # as right as the lab, in other words
 }
 OWN = """
     def mask(self):
-        return self.memory["x"] > 0
-
+        return positive(self.memory["x"])
 from numpy import log
 import a_package_that_only_this_student_has
 EPSILON = 1e-12
-
+def logarithm(a):
+    return log(a + EPSILON)
 def positive(a):
-    return greater(a, 0)
-
-def greater(a, b):
-    return np.maximum(a, b)
+    return a > 0
 """
 MEMORY = r"Log\.forward, line \d+: MemoryError.*" if os.name == "posix" else r"Log\.forward.*"
 WRONG = {  # a body, and the sentence of its step
@@ -97,8 +92,7 @@ def test_hand_ins_are_graded_step_by_step(tmp_path: Path, capsys: pytest.Capture
     assert "ok" not in output
     faults: list[dict[str, tuple[str, str]]] = [{}, WRONG, CHEAT]
     for (name, score, *sentences), printed, expected in zip(rows, output.splitlines(), faults, strict=True):
-        assert re.match(rf"{name} +{score}/7\b", printed)
-        assert int(score) == 7 - len(expected)
+        assert (score, *printed.split()[:2]) == (f"{7 - len(expected)}", name, f"{score}/7")
         tests = json.loads((tmp_path / "out" / name / "results.json").read_text(encoding="utf-8"))["tests"]
         for i, step in enumerate(STEPS):
             pattern = next((expected[function][1] for function in STEPS[step] if function in expected), "")
@@ -139,7 +133,6 @@ def test_processes_that_a_body_starts_end_with_it(tmp_path: Path) -> None:
     poll = select.poll()
     poll.register(reader, 0)
     assert poll.poll(20_000) == [(reader, select.POLLHUP)]
-    os.close(reader)
 
 
 @pytest.mark.parametrize("top", ["", "alice/"])
