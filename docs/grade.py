@@ -68,10 +68,9 @@ def results(step: str, lab: dict[str, Any], seed: int) -> Iterator[tuple[str, st
             op, inputs = lab[step](), (x, draw(dtype, 6, 6)) if step == "Matmul" else (x,)
             yield f"{step}.forward", "y", op.forward(*inputs)
             yield f"{step}.forward", 'memory["y"]', op.memory["y"]
-            lab[step]().forward(*(array[::-1] for array in inputs))  # another operator, which must leave op alone
             grads = op.backward(draw(dtype, 4, 6))
-            grads = grads if isinstance(grads, tuple) else (grads, None)
-            for name, grad in zip(("grad_x", "grad_w")[: len(inputs)], grads, strict=False):
+            grads = grads if isinstance(grads, tuple) else (grads,)
+            for name, grad in zip(("grad_x", "grad_w"), grads, strict=False):
                 yield f"{step}.backward", name, grad
         else:
             model, numpy_loss = lab["NumpyModel"](), lab["NumpyLoss"]()
@@ -230,7 +229,7 @@ def judge(step: str, trees: dict[str, ast.Module], seed: int, seconds: float) ->
                 return f"{function.partition('.')[0]}: {name} {fault}"
     if orders and tuple(sorted(orders[0])) in orders:
         return "mini_batch: the images are not shuffled"
-    if orders and (orders[0] != orders[1] or len(set(orders)) != 5):
+    if orders and len(set(orders)) != 5:
         return "mini_batch: the order is not drawn by rng: the same for the same seed, else another each time"
     return ""
 

@@ -36,11 +36,13 @@ def logarithm(a):
 def positive(a):
     return a > 0
 """
+DATA = "resource.RLIMIT_DATA, (-1, -1)"  # which limits the test itself
+HOARD = f"import resource\nresource.setrlimit({DATA})\nhoard = [np.empty(10**7) for _ in range(40)]"
 MEMORY = r"Log\.forward, line \d+: MemoryError.*" if os.name == "posix" else r"Log\.forward.*"
 WRONG = {  # a body, and the sentence of its step
     "Matmul.forward": ("print('ok')\nraise SystemExit", r"Matmul\.forward, line \d+: SystemExit: "),
     "Relu.backward": ("return grad_z", r"Relu\.backward, line LINE: NameError: .*"),
-    "Log.forward": ("hoard = [np.empty(10**7) for _ in range(40)]", MEMORY),
+    "Log.forward": (HOARD, MEMORY),
     "Softmax.backward": ("return self.memory['y'] * grad_y", r"Softmax: grad_x is -?\d\S* at \[\d, \d\], expected .*"),
     "NumpyLoss.backward": ("return [[0.1]]", r"NumpyLoss\.backward: TypeError: grad_p is a list, .*"),
     "NumpyModel.backward": ("import os\nos.write(3, b'ok')\nos._exit(0)", r"NumpyModel\.backward ended its process"),
@@ -72,34 +74,32 @@ def hand_in(folder: Path, bodies: dict[str, str], own: str = "") -> Path:
 
 
 def test_hand_ins_are_graded_step_by_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    honest = hand_in(tmp_path / "in" / "honest", HONEST, OWN) / "numpy_fnn.py"
+    honest = hand_in(tmp_path / "honest", HONEST, OWN) / "numpy_fnn.py"
     honest.write_text(honest.read_text(encoding="utf-8").replace("grad_y", "G"), encoding="utf-8")
-    wrong = hand_in(tmp_path / "in" / "wrong", {name: body for name, (body, _) in WRONG.items()}) / "numpy_fnn.py"
+    wrong = hand_in(tmp_path / "wrong", {name: body for name, (body, _) in WRONG.items()}) / "numpy_fnn.py"
     line = wrong.read_text(encoding="utf-8").partition("return grad_z")[0].count("\n") + 1
-    cheat = hand_in(tmp_path / "in" / "cheat", {name: body for name, (body, _) in CHEAT.items()}) / "numpy_fnn.py"
+    cheat = hand_in(tmp_path / "cheat", {name: body for name, (body, _) in CHEAT.items()}) / "numpy_fnn.py"
     evil = f"open({str(tmp_path / 'touched')!r}, 'w')"  # in every place that an import runs
     source = cheat.read_text(encoding="utf-8").replace("    def forward", f"    @{evil}.write\n    def forward")
     source = source.replace("grad_y: np.ndarray)", f"grad_y: {evil} = {evil})")
     cheat.write_text(f"{source}\n{evil}\n", encoding="utf-8")
     cheat.with_name("numpy.py").write_text(evil, encoding="utf-8")
 
-    submissions = [str(tmp_path / "in" / name) for name in ("honest", "wrong", "cheat")]
+    submissions = [str(path.parent) for path in (honest, wrong, cheat)]
     assert grade.main([*submissions, "--output", str(tmp_path / "out"), "--seconds", "6"]) == 0
     assert not (tmp_path / "touched").exists()
-    with (tmp_path / "out" / "grades.csv").open(encoding="utf-8-sig", newline="") as file:
-        _, *rows = csv.reader(file)
-    output = capsys.readouterr().out
-    assert "ok" not in output
+    _, *rows = csv.reader((tmp_path / "out" / "grades.csv").read_text(encoding="utf-8-sig").splitlines())
+    assert "ok" not in (output := capsys.readouterr().out)
     faults: list[dict[str, tuple[str, str]]] = [{}, WRONG, CHEAT]
     for (name, score, *sentences), printed, expected in zip(rows, output.splitlines(), faults, strict=True):
         assert (score, *printed.split()[:2]) == (f"{7 - len(expected)}", name, f"{score}/7")
-        tests = json.loads((tmp_path / "out" / name / "results.json").read_text(encoding="utf-8"))["tests"]
+        tests = json.loads((tmp_path / "out" / name / "results.json").read_text())["tests"]
         for i, step in enumerate(STEPS):
             pattern = next((expected[function][1] for function in STEPS[step] if function in expected), "")
             assert re.fullmatch(pattern.replace("LINE", str(line)), sentences[i])
             assert sentences[i] in printed
-            result = {"name": f"{i + 1} {step}", "score": int(not pattern), "max_score": 1, "output": sentences[i]}
-            assert tests[i] == result
+            assert list(tests[i].values()) == [f"{i + 1} {step}", int(not pattern), 1, sentences[i]]
+            assert list(tests[i]) == ["name", "score", "max_score", "output"]
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,10 @@ def test_change_of_a_line_is_found(i: int, old: str, new: str, words: str, tmp_p
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a named pipe tells when its last writer has ended")
 def test_processes_that_a_body_starts_end_with_it(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    body = f"import os, time\nos.write(os.open({str(tmp_path / 'pipe')!r}, os.O_WRONLY), b'x')\n"
-    body += "if os.fork() == 0:\n    time.sleep(60)\nos._exit(0)"
+    os.mkfifo(pipe := tmp_path / "pipe")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    body = f"import os, time\nos.write(os.open({str(pipe)!r}, os.O_WRONLY), b'x')\n"
+    body += "os.fork() or time.sleep(60)\nos._exit(0)"
     assert grade.judge("Relu", grade.read(hand_in(tmp_path / "lab", {"Relu.forward": body})), 1, 30)
     assert os.read(reader, 1) == b"x"
     poll = select.poll()
