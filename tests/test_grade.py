@@ -36,8 +36,7 @@ def logarithm(a):
 def positive(a):
     return a > 0
 """
-DATA = "resource.RLIMIT_DATA, (-1, -1)"  # which limits the test itself
-HOARD = f"import resource\nresource.setrlimit({DATA})\nhoard = [np.empty(10**7) for _ in range(40)]"
+HOARD = "import resource as r\nr.setrlimit(r.RLIMIT_DATA, (-1, -1))\nhoard = [np.empty(10**7) for _ in range(40)]"
 MEMORY = r"Log\.forward, line \d+: MemoryError.*" if os.name == "posix" else r"Log\.forward.*"
 WRONG = {  # a body, and the sentence of its step
     "Matmul.forward": ("print('ok')\nraise SystemExit", r"Matmul\.forward, line \d+: SystemExit: "),
@@ -89,7 +88,8 @@ def test_hand_ins_are_graded_step_by_step(tmp_path: Path, capsys: pytest.Capture
     assert grade.main([*submissions, "--output", str(tmp_path / "out"), "--seconds", "6"]) == 0
     assert not (tmp_path / "touched").exists()
     _, *rows = csv.reader((tmp_path / "out" / "grades.csv").read_text(encoding="utf-8-sig").splitlines())
-    assert "ok" not in (output := capsys.readouterr().out)
+    output = capsys.readouterr().out
+    assert "ok" not in output
     faults: list[dict[str, tuple[str, str]]] = [{}, WRONG, CHEAT]
     for (name, score, *sentences), printed, expected in zip(rows, output.splitlines(), faults, strict=True):
         assert (score, *printed.split()[:2]) == (f"{7 - len(expected)}", name, f"{score}/7")
