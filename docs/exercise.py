@@ -81,7 +81,7 @@ def exercise(derive: bool = False) -> dict[str, bytes]:
         derivations = forward_alone(derivations)
     # The sheet moves from docs up to the copy's top.
     sheet = re.sub(r"(?<=\]\()(?!\w+:|#)[^#)]+", lambda link: normpath(join("docs", link[0])), pages["lab_sheet.md"])
-    chinese = pages["lab_sheet.zh.md"].replace("(lab_sheet.md", "(../README.md")
+    chinese = pages["lab_sheet.zh.md"].replace("](lab_sheet.md", "](../README.md")
     texts |= {"README.md": sheet, "docs/lab_sheet.zh.md": chinese, "docs/derivations.md": derivations}
     files = {name: text.encode() for name, text in texts.items()}
     for page, text in texts.items():

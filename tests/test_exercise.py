@@ -141,7 +141,7 @@ def pytest_runtest_call(item):
 
 
 def test_tests_need_no_later_step(folder: Path) -> None:
-    pytest_x = ("-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider")
+    pytest_x = ("-m", "pytest", "-x", "-q", "--tb=line", "--strict-markers", "-p", "no:cacheprovider")
     collected = re.findall(r"^tests/\w+\.py::(.+)$", run(folder, *pytest_x, "--collect-only").stdout, re.MULTILINE)
     words = [step.lower().split(" or ") for step in exercise.STEPS]
     steps = [[i for i, step in enumerate(words) if any(word in test.lower() for word in step)] for test in collected]
