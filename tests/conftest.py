@@ -46,7 +46,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return
     import resource
 
-    seconds = SECONDS * (10 if {"mnist", "pages"} & set(item.keywords) else 1)
+    names = {*item.keywords, *getattr(item, "fixturenames", ())}
+    seconds = SECONDS * (10 if names & {"mnist", "pages"} else 1)
 
     def stop(*_: object) -> None:
         raise WithoutEndError(f"the test has been computing for {seconds} s")
