@@ -109,6 +109,7 @@ def check_changed(
         ("Softmax grad_x", "(grad_y * y).sum(axis=-1, keepdims=True)", "(grad_y * y).sum(axis=0, keepdims=True)"),
         ("Softmax grad_x", "y * (grad_y - (", "y * (grad_y + ("),
         ("Softmax grad_x", "y * (grad_y - (", "np.nan * (grad_y - ("),
+        ("Softmax grad_x", "y = exp / ", "y = np.nan * exp / "),
         ("NumpyLoss grad_p", "-self.target / len(self.target)", "-self.target"),
         ("NumpyLoss grad_p", "-self.target / len(self.target)", "-self.target / self.target.shape[1]"),
         ("NumpyLoss grad_p", "-self.target / len(self.target)", "self.target / len(self.target)"),
@@ -198,6 +199,23 @@ def test_what_can_not_be_compared_is_said_in_the_operators_own_line(
     assert "as it should be" not in output  # of the model, whose lines depend on this one
 
 
+@pytest.mark.parametrize(
+    ("operator", "old", "new"),
+    [
+        ("Relu", MASK, 'grad_y *= self.memory["x"] > 0'),
+        ("Log", "return grad_y / (", "grad_y /= ("),
+        ("Softmax", "return y * (grad_y - (", "grad_y[...] = y * (grad_y - ("),
+    ],
+)
+def test_operator_that_changes_its_gradient_spoils_no_other_line(
+    operator: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert old in SOURCE
+    changed = re.sub(rf"^( +){re.escape(old)}(.*)$", rf"\1{new}\2; return grad_y", SOURCE, flags=re.MULTILINE)
+    verdicts, _ = check_source(changed, monkeypatch, capsys)
+    assert verdicts == {f"{operator} grad_x": f"{operator}.backward changed grad_y in place"}
+
+
 def test_missing_forward_is_the_verdict_of_its_operator(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,7 +227,8 @@ def test_missing_forward_is_the_verdict_of_its_operator(
 def test_first_wrong_gradient_is_shown_beside_the_right_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, output = check_changed('return grad_y * (self.memory["x"] > 0)', "return grad_y", monkeypatch, capsys)
+    source = SOURCE.replace("y = x @ W", "raise NotImplementedError").replace(MASK, "return grad_y")
+    _, output = check_source(source, monkeypatch, capsys)
     lines = output.splitlines()
     first = next(i for i, line in enumerate(lines) if line.endswith("WRONG"))
     shown = [line.split() for line in lines[first + 2 : first + 5]]
