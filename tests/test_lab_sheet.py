@@ -183,7 +183,7 @@ def test_overfitting(mnist: Dataset) -> None:
     assert numpy_mnist.evaluate(model, *mnist.test) == pytest.approx(said("7", r"About (\.\d+) on"), abs=0.01)
 
 
-@pytest.mark.parametrize("source", ["digits", "mnist"])
+@pytest.mark.parametrize("source", ["digits", pytest.param("mnist", marks=pytest.mark.mnist)])
 def test_gradient_is_a_photograph(
     source: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
