@@ -1,8 +1,9 @@
 """Train the network of numpy_fnn.py with mini-batch SGD: python numpy_mnist.py [--help]."""
 
 import argparse
+import atexit
+import contextlib
 import math
-import os
 import signal
 import sys
 import time
@@ -151,8 +152,8 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     try:
         check_hyperparameters(options.epoch_number, options.batch_size, options.learning_rate, options.seed)
-        picture_file(str(options.plot))
-    except (ValueError, OSError) as error:
+        picture_file(options.plot)
+    except (TypeError, ValueError, OSError) as error:
         parser.error(str(error))
     return options
 
@@ -197,12 +198,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Interrupted after {len(history.losses)} steps.", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # nobody reads on, as after `| head -2`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     return code
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files that it can't print
-    code = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C while Python shuts down changes nothing any more
-    sys.exit(code)
+    with contextlib.suppress(AttributeError):  # in a notebook or an IDE
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that it can't print
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the run is over: Ctrl-C is no failure any more
+    sys.exit(main())

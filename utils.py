@@ -128,7 +128,7 @@ def download(name: str, raw: Path, missing: Sequence[str]) -> None:
 
             getattr(datasets, name)(folder, download=True)
             for file in missing:
-                Path(folder, name, "raw", file).rename(raw / file)
+                Path(folder, name, "raw", file).replace(raw / file)
     finally:
         socket.setdefaulttimeout(timeout)
 
@@ -183,36 +183,35 @@ def moving_average(values: Sequence[float]) -> np.ndarray:
 
 
 def import_pyplot() -> Any:
-    """Return matplotlib.pyplot with the backend that MPLBACKEND names or, where it can't be had, one without windows.
+    """Return matplotlib.pyplot with the backend of MPLBACKEND or, where it can't be had, one that matplotlib chooses.
 
     Notebooks set that variable for every command they run, and where it is wrong importing matplotlib fails.
     """
-    backend = os.environ.pop("MPLBACKEND", None)
+    backend = "" if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", "")
     import matplotlib.pyplot as plt  # whoever only loads data does not wait for it
 
-    try:
-        plt.switch_backend(backend or plt.get_backend())
-    except (ImportError, ValueError):
-        plt.switch_backend("agg")
+    if backend:
+        os.environ["MPLBACKEND"] = backend
+        with contextlib.suppress(Exception):  # each backend fails in a way of its own
+            plt.switch_backend(backend)
     return plt
 
 
-def picture_file(path: str) -> Path:
-    """Return the file that a picture saved to `path` becomes, links followed; what is there stays as it is.
+def picture_file(path: str) -> tuple[Path, Path]:
+    """Return the file that a picture saved to `path` becomes, links followed, and one beside it to write first.
 
-    Raises ValueError for an extension that no picture has, OSError where no file can be written.
+    Raises ValueError for an extension that no picture has, OSError where one of the files can't be written.
     """
     kinds = import_pyplot().FigureCanvasBase.get_supported_filetypes()
     if Path(path).suffix[1:].lower() not in kinds:
-        raise ValueError(f"{str(path)!r} has not one of the extensions {', '.join(kinds)}")
+        raise ValueError(f"{path!r} has not one of the extensions {', '.join(kinds)}")
     file = Path(path).resolve()
-    is_new = not file.exists()
-    if not is_new and not file.is_file():
-        raise OSError(f"{str(path)!r} is there, and is not a file")
-    file.open("ab").close()  # the system knows best what it refuses
-    if is_new:
-        file.unlink()
-    return file
+    if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
+        raise OSError(f"{path!r} is there, and is no file that may be written to")
+    part = file.with_name(f"{file.name}-{os.getpid()}.part")
+    part.touch()  # the system knows best what it refuses
+    part.unlink()
+    return file, part
 
 
 def tile(images: np.ndarray, columns: int, below: int = 1, beside: int = 1) -> np.ndarray:
@@ -263,7 +262,7 @@ def plot_curve(
     weights of the first layer and the mistakes. Raises OSError or ValueError where it can't be saved: what was there
     before is still there.
     """
-    plt, file = import_pyplot(), picture_file(path)
+    plt, (file, part) = import_pyplot(), picture_file(path)
     panels, size, mistaken = ["LLLLAA" if len(accuracies) else "LLLLLL"], (10, 4), False
     if learned := model is not None and np.isfinite(y_pred := model.forward(test_set[0])).all():
         mistaken = (y_pred.argmax(axis=1) != test_set[1]).any()
@@ -291,9 +290,9 @@ def plot_curve(
         draw_weights(axes["W"], model.W1)
     if mistaken:
         draw_mistakes(axes["M"], y_pred, *test_set)
-    part, picture = file.with_name(f"loss-{os.getpid()}.part"), io.BytesIO()
+    picture = io.BytesIO()
     try:
-        figure.savefig(picture, dpi=100, format=file.suffix[1:])
+        figure.savefig(picture, dpi=100, format=Path(path).suffix[1:])
         part.write_bytes(picture.getvalue())
         part.replace(file)  # only now, and as a whole
         if show and figure.canvas.required_interactive_framework:

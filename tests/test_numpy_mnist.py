@@ -322,11 +322,11 @@ def test_help_explains_every_option_with_its_default(run: Runner) -> None:
         ("--seed", None, "seed.* None|'None'"),
         ("--seed", -1, "seed is -1, expected"),
         ("--plot", "loss", "'loss' has not one of the extensions .*png"),
-        ("--plot", None, "'None' has not one of the extensions "),
+        ("--plot", None, "None"),
         ("--plot", "loss.xyz", "'loss.xyz' has not one of the extensions "),
-        ("--plot", "missing/loss.png", "missing.loss.png"),
-        ("--plot", "folder.png", "'folder.png' is there, and is not a file"),
-        pytest.param("--plot", f"{'x' * 300}.png", "too long|No such file", id="--plot-too long"),
+        ("--plot", "missing/loss.png", "missing.+loss.png"),
+        ("--plot", "folder.png", "'folder.png' is there, and is no file"),
+        pytest.param("--plot", f"{'x' * 300}.png", "too long|No such file|Invalid argument", id="--plot-too long"),
     ],
 )
 def test_bad_option_or_constant_is_a_sentence_before_any_data_is_touched(
@@ -343,7 +343,7 @@ def test_bad_option_or_constant_is_a_sentence_before_any_data_is_touched(
     assert sorted(path.name for path in Path().iterdir()) == ["data", "folder.png"]
 
 
-@pytest.mark.parametrize("backend", ["module://missing.backend", "nonsense"])
+@pytest.mark.parametrize("backend", ["module://missing.backend", "module://json", "nonsense"])
 def test_backend_that_can_not_be_had_does_not_stop_a_run(backend: str, data_dir: Path) -> None:
     command = [sys.executable, numpy_mnist.__file__, "--data-dir", str(data_dir), "--plot", str(data_dir / "loss.png")]
     result = subprocess.run(command, env={**os.environ, "MPLBACKEND": backend}, capture_output=True, text=True)
@@ -505,7 +505,7 @@ def test_ctrl_c_ends_the_process_with_130(data_dir: Path, tmp_path: Path) -> Non
     assert lines[1].startswith("[0] Accuracy: 0.")
     steps = re.fullmatch(r"Interrupted after (\d+) steps\.\n", error)
     assert steps is not None, error
-    assert int(steps[1]) < 8192 / len(lines[1]), "the first line came with all that fill a buffer: it is not flushed"
+    assert int(steps[1]) < 4096 / len(lines[1]), "the first line came with all that fill a buffer: it is not flushed"
     assert process.returncode == 130
     assert (tmp_path / "loss.png").exists()
 
