@@ -253,7 +253,7 @@ def test_picture_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch:
     for owner, name, refusal in ((os, "access", lambda *_: False), (Path, "touch", refuse)):
         monkeypatch.setattr(owner, name, refusal)
         for save in (picture_file, lambda path: plot_curve([2.3], path=path)):
-            with pytest.raises(OSError, match="may be written to|Permission denied"):
+            with pytest.raises(OSError, match=r"may be written to|Permission denied"):
                 save(str(path))
         monkeypatch.undo()
     assert path.read_bytes() == b"old"
