@@ -1,32 +1,32 @@
-"""Train the runs that report.md speaks of, two at a time, and keep what they leave, so that each is trained once."""
+"""Train the runs that report.md speaks of, two at a time, and keep what each leaves, so that it is trained once."""
 
 import ast
 import contextlib
-import copy
-import hashlib
 import inspect
 import io
 import itertools
-import multiprocessing
-import os
-import pickle
+import math
 import platform
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import joblib
 import numpy as np
+import threadpoolctl
+from scipy import special
 from tqdm import tqdm
 
 import numpy_fnn
 import numpy_mnist
 from numpy_fnn import Log, NumpyLoss, NumpyModel, NumpyOp, Softmax
-from utils import Dataset, load_dataset, one_hot
+from utils import Dataset, one_hot
 
-CACHE = Path(__file__).with_name(".experiments_cache")  # git ignores it
-AROUND = (20, 480)  # steps of a branch before and after the first step of its burst
-DATA: Dataset  # what a process trains on
+CACHE = Path(__file__).with_name(".report_cache")  # git ignores it
+AROUND = (20, 480)  # steps of a burst's course before and after its first
 
 
 class Unshifted(Softmax):
@@ -35,9 +35,8 @@ class Unshifted(Softmax):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Return y, shaped like x."""
         exp = np.exp(x)
-        y = exp / exp.sum(axis=-1, keepdims=True)
-        self.memory = {"y": y}
-        return y
+        self.memory = {"y": exp / exp.sum(axis=-1, keepdims=True)}
+        return self.memory["y"]
 
 
 class Inexact(Log):
@@ -48,41 +47,35 @@ class Inexact(Log):
         return grad_y / self.memory["x"]
 
 
-class Scores(Softmax):
-    """Softmax's place, left to the scores themselves: LogSoftmax needs them."""
-
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        """Return x."""
-        return x
-
-    def backward(self, grad_y: np.ndarray) -> np.ndarray:
-        """Return grad_y."""
-        return grad_y
-
-
-class LogSoftmax(Log):
+class LogSoftmax(NumpyOp):
     """The exact logarithm of softmax; with NumpyLoss, the gradient that reaches the scores is (y - t) / N."""
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Return log-probabilities, shaped like the scores x."""
-        y = x - x.max(axis=-1, keepdims=True)
-        y = y - np.log(np.exp(y).sum(axis=-1, keepdims=True))
-        self.memory = {"y": y}
-        return y
+        self.memory = {"y": special.log_softmax(x, axis=-1)}
+        return self.memory["y"]
 
     def backward(self, grad_y: np.ndarray) -> np.ndarray:
         """Return grad_x, shaped like grad_y."""
         return grad_y - np.exp(self.memory["y"]) * grad_y.sum(axis=-1, keepdims=True)
 
 
-FORMS: dict[str, dict[str, type[NumpyOp]]] = {
-    "this lab": {"softmax": Softmax, "log": Log},
-    "exact cross-entropy": {"softmax": Scores, "log": LogSoftmax},
-    "no shift": {"softmax": Unshifted, "log": Log},
-    "G / X": {"softmax": Softmax, "log": Inexact},
-    "no shift and G / X": {"softmax": Unshifted, "log": Inexact},
+NOTHING = SimpleNamespace(forward=lambda x: x, backward=lambda grad_y: grad_y)  # LogSoftmax leaves nothing to Log
+FORMS: dict[str, Callable[[], dict[str, Any]]] = {
+    "this lab": lambda: {"softmax": Softmax(), "log": Log()},
+    "exact cross-entropy": lambda: {"softmax": LogSoftmax(), "log": NOTHING},
+    "no shift": lambda: {"softmax": Unshifted(), "log": Log()},
+    "G / X": lambda: {"softmax": Softmax(), "log": Inexact()},
+    "no shift and G / X": lambda: {"softmax": Unshifted(), "log": Inexact()},
 }
-BRANCHES = ("this lab", "exact cross-entropy", "no shift and G / X")
+
+
+class WithReplacement(np.random.Generator):
+    """A generator whose permutations are drawn with replacement: an epoch shows some images twice, others never."""
+
+    def permutation(self, x: Any, axis: int = 0) -> Any:
+        """Return x integers below x."""
+        return self.integers(x, size=x)
 
 
 class Setting(NamedTuple):
@@ -93,47 +86,35 @@ class Setting(NamedTuple):
     learning_rate: float
     forms: str = "this lab"
     nudged: bool = False
+    replacement: bool = False
 
 
 class Run(NamedTuple):
-    """What a run leaves: the loss of every step, the rest for every epoch; less of both where it ended in NaN."""
+    """What a run leaves, NaN after its end where it ended in NaN."""
 
-    losses: np.ndarray
-    accuracies: np.ndarray
-    train_accuracies: np.ndarray
-    seconds: np.ndarray
-    output: str
-    weights: tuple[np.ndarray, ...]  # of seed 0 alone, after the last epoch
-
-
-class Branch(NamedTuple):
-    """What some forms make of a burst."""
-
-    course: np.ndarray  # (steps, 4): true loss, recorded loss, share of images with p < epsilon, norm of the gradient
-    accuracy: float  # at the end
+    losses: np.ndarray  # of every step
+    accuracies: np.ndarray  # on the test set, after every epoch
 
 
 class Job(NamedTuple):
-    """A run or, with the first step of a burst of that run, its branches around that step."""
+    """A run or, with the first step of a burst of this lab's forms, what other forms make of that burst."""
 
     setting: Setting
     seed: int
     burst: int | None = None
 
-    def epochs(self) -> int:
-        """Return about how many epochs of training this is."""
-        return self.setting.epochs if self.burst is None else 10
-
 
 def use(model: NumpyModel, forms: str) -> NumpyModel:
     """Return the model with other operators."""
-    vars(model).update({name: operator() for name, operator in FORMS[forms].items()})
+    vars(model).update(FORMS[forms]())
     return model
 
 
-def start_model(setting: Setting, seed: int) -> tuple[NumpyModel, np.random.Generator]:
+def start(setting: Setting, seed: int) -> tuple[NumpyModel, np.random.Generator]:
     """Return the model that the seed draws, and the generator that goes on to draw the shuffles, as the lab does."""
     rng = np.random.default_rng(seed)
+    if setting.replacement:
+        rng = WithReplacement(rng.bit_generator)
     model = use(NumpyModel(rng), setting.forms)
     if setting.nudged:
         model.W1[0, 0] = np.nextafter(model.W1[0, 0], np.float32(1))
@@ -142,47 +123,43 @@ def start_model(setting: Setting, seed: int) -> tuple[NumpyModel, np.random.Gene
 
 def train_run(dataset: Dataset, setting: Setting, seed: int) -> Run:
     """Train as numpy_mnist.py does."""
-    (model, rng), history, printed = start_model(setting, seed), numpy_mnist.History(), io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(FloatingPointError), np.errstate(divide="ignore"):
-        numpy_mnist.train(model, dataset.train, dataset.test, *setting[:3], rng, history)
-    return Run(
-        np.array(history.losses),
-        np.array(history.accuracies),
-        np.array(history.train_accuracies),
-        np.array(history.seconds[: len(history.accuracies)]),
-        printed.getvalue(),
-        (model.W1, model.W2, model.W3) if seed == 0 else (),
-    )
+    (model, rng), history = start(setting, seed), numpy_mnist.History()
+    silent = contextlib.redirect_stdout(io.StringIO())
+    with silent, contextlib.suppress(FloatingPointError), np.errstate(divide="ignore"):
+        numpy_mnist.train(model, dataset.train, dataset.test, *setting[:3], rng=rng, history=history)
+    steps = setting.epochs * math.ceil(len(dataset.train[1]) / setting.batch_size)
+    run = Run(np.full(steps, np.nan), np.full(setting.epochs, np.nan))
+    run.losses[: len(history.losses)] = history.losses
+    run.accuracies[: len(history.accuracies)] = history.accuracies
+    return run
 
 
 @np.errstate(all="ignore")
 def step(model: NumpyModel, x: np.ndarray, labels: np.ndarray, learning_rate: float) -> tuple[float, ...]:
-    """Take one step as numpy_mnist.py does and return what Branch.course has of it."""
+    """Take one step as numpy_mnist.py does; return true loss, share of images with p < ε, norm of the gradient."""
     numpy_loss, target = NumpyLoss(), one_hot(labels)
-    recorded = numpy_loss.get_loss(model.forward(x), target)
+    numpy_loss.get_loss(model.forward(x), target)
     model.backward(numpy_loss.backward(), needs_input_grad=False)
-    true = LogSoftmax().forward(model.matmul_3.memory["y"].astype(float))[target == 1]
+    log_p = special.log_softmax(model.matmul_3.memory["y"].astype(float), axis=1)[target == 1]
     norm = np.sqrt(sum(np.sum(grad.astype(float) ** 2) for grad in (model.W1_grad, model.W2_grad, model.W3_grad)))
     model.optimize(learning_rate)
-    return -true.mean(), recorded, np.mean(np.exp(true) < 1e-12), norm
+    return -log_p.mean(), np.mean(np.exp(log_p) < Log().epsilon), norm
 
 
-def train_branches(dataset: Dataset, setting: Setting, seed: int, burst: int) -> dict[str, Branch]:
-    """Train to AROUND[0] steps before a burst, and go on with the same batches in each of the BRANCHES."""
-    (model, rng), (before, after) = start_model(setting, seed), AROUND
+def follow_burst(dataset: Dataset, setting: Setting, seed: int, burst: int) -> tuple[np.ndarray, float]:
+    """Train with this lab's forms to AROUND[0] steps before a burst, and go on with others and the run's batches.
+
+    Return what `step` returns for each step with these, up to the first NaN, and the accuracy at the end.
+    """
+    (model, rng), (before, after) = start(setting._replace(forms="this lab"), seed), AROUND
     epochs = iter(lambda: numpy_mnist.mini_batch(dataset.train, setting.batch_size, rng), None)
     batches = itertools.chain.from_iterable(epochs)
     for x, labels in itertools.islice(batches, max(burst - before, 0)):
         step(model, x, labels, setting.learning_rate)
-    models = {forms: use(copy.deepcopy(model), forms) for forms in BRANCHES}
-    courses: dict[str, list[tuple[float, ...]]] = {forms: [] for forms in BRANCHES}
-    for x, labels in itertools.islice(batches, before + after):
-        for forms, course in courses.items():
-            course.append(step(models[forms], x, labels, setting.learning_rate))
-    return {
-        forms: Branch(np.array(courses[forms]), numpy_mnist.evaluate(models[forms], *dataset.test))
-        for forms in BRANCHES
-    }
+    use(model, setting.forms)
+    followed = itertools.islice(batches, before + after)
+    course = np.array([step(model, x, labels, setting.learning_rate) for x, labels in followed])
+    return course[np.isfinite(course).all(axis=1)], numpy_mnist.evaluate(model, *dataset.test)
 
 
 def machine() -> str:
@@ -190,50 +167,48 @@ def machine() -> str:
     cpu, blas = Path("/proc/cpuinfo"), np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     name = next((line.split(": ")[1] for line in lines if "model name" in line), platform.machine())
-    return f"{name}, Python {platform.python_version()}, NumPy {np.__version__}, {blas['name']} {blas['version']}"
+    kernels = {library["architecture"] for library in threadpoolctl.threadpool_info() if "architecture" in library}
+    blas_name = f"{blas['name']} {blas['version']} with kernels for {' and '.join(sorted(kernels)) or 'this CPU'}"
+    return f"{name}, Python {platform.python_version()}, NumPy {np.__version__}, {blas_name}"
 
 
 def code() -> str:
-    """Return the code that a run executes, without comments, docstrings and layout."""
+    """Return the code that a run executes, without comments, docstrings, layout and the words of errors."""
     parts = (numpy_mnist.as_arrays, numpy_mnist.mini_batch, numpy_mnist.evaluate, numpy_mnist.train, one_hot)
     trees = [ast.parse(inspect.getsource(part)) for part in (numpy_fnn, sys.modules[__name__], *parts)]
     for node in itertools.chain.from_iterable(map(ast.walk, trees)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             node.value = ast.Constant("")
+        elif isinstance(node, ast.Raise):
+            node.exc = None
     return "\n".join(map(ast.dump, trees))
 
 
-def start_worker(data_dir: str) -> None:
-    """Load the data set that this process trains on."""
-    global DATA
-    DATA = load_dataset("MNIST", data_dir)
-
-
-def perform(job: Job) -> tuple[Job, Any]:
-    """Return the job with what it gives."""
+def perform(job: Job, dataset: Dataset, path: Path) -> int:
+    """Do a job, keep what it gives under `path`, and return its number of epochs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     setting, seed, burst = job
-    return job, train_run(DATA, setting, seed) if burst is None else train_branches(DATA, setting, seed, burst)
+    given = train_run(dataset, setting, seed) if burst is None else follow_burst(dataset, setting, seed, burst)
+    partial = path.with_suffix(".partial")  # so that an end in the middle leaves no half a file under the name
+    joblib.dump(given, partial)
+    partial.replace(path)
+    return setting.epochs
 
 
-def gather(jobs: Sequence[Job], dataset: Dataset, data_dir: str) -> list[Any]:
-    """Return what each job gives: kept from earlier, or trained now in two processes of one thread and kept.
+def gather(jobs: Sequence[Job], dataset: Dataset) -> list[Any]:
+    """Return what each job gives: kept from earlier, or trained now, in two processes of one thread, and kept.
 
     What is kept counts for the same code, machine and data alone.
     """
-    data = [hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for array in (*dataset.train, *dataset.test)]
-    base = "\n".join([code(), machine(), *data])
-    paths = {job: CACHE / f"{hashlib.sha256(f'{base}{job}'.encode()).hexdigest()}.pickle" for job in jobs}
+    base = joblib.hash((code(), machine(), dataset.train, dataset.test))
+    paths = {job: CACHE / f"{joblib.hash((base, repr(job)))}.pickle" for job in jobs}
     if missing := [job for job, path in paths.items() if not path.exists()]:
         CACHE.mkdir(exist_ok=True)
-        os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")  # for the processes, before they import NumPy
-        total = sum(job.epochs() for job in missing)
         with (
-            multiprocessing.get_context("spawn").Pool(2, start_worker, (data_dir,)) as pool,
-            tqdm(total=total, unit="epoch", smoothing=0) as progress,
+            joblib.parallel_config("loky", n_jobs=2, inner_max_num_threads=1),
+            tqdm(total=sum(job.setting.epochs for job in missing), unit="epoch", smoothing=0) as progress,
         ):
-            for job, given in pool.imap_unordered(perform, missing):
-                partial = paths[job].with_suffix(".partial")  # so that Ctrl-C leaves no half a file under the name
-                partial.write_bytes(pickle.dumps(given))
-                partial.replace(paths[job])
-                progress.update(job.epochs())
-    return [pickle.loads(paths[job].read_bytes()) for job in jobs]
+            calls = (joblib.delayed(perform)(job, dataset, paths[job]) for job in missing)
+            for epochs in joblib.Parallel(return_as="generator_unordered")(calls):
+                progress.update(epochs)
+    return [joblib.load(paths[job]) for job in jobs]

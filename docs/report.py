@@ -1,0 +1,284 @@
+"""Run the experiments of report.md over several seeds, draw its figures, and fill in its numbers.
+
+Run it from the project's folder: python -m docs.report [--help]. Runs are kept, so that a second call trains nothing.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from scipy import stats
+
+from docs import judge
+from docs.judge import LEVEL, MARGIN, Result, steps_until
+from docs.runs import AROUND, FORMS, Job, Run, Setting, gather, machine
+from numpy_fnn import Log
+from numpy_mnist import DATA_DIR
+from utils import WINDOW, DataError, load_dataset
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.3})
+
+PAGE = Path(__file__).with_name("report.md")
+FIGURES = PAGE.with_name("figures")
+LOSS = f"training loss (nats per image),\nmean of {WINDOW} steps"
+BURST_LABELS = ("true loss (nats per image)", "share of images with p < ε", "norm of the gradient")
+EPOCHS = 10
+
+# What the original report gave after each epoch of its experiments.
+ORIGINAL = {
+    1: (0.9485, 0.9647, 0.9715),
+    2: (0.9496, 0.9600, 0.9675, 0.9761, 0.9755, 0.9775, 0.9791, 0.9795, 0.9781, 0.9810),
+    3: (0.9253, 0.9477, 0.9522, 0.9651, 0.9680, 0.9731, 0.9755, 0.9766, 0.9766, 0.9790),
+    4: (0.9505, 0.9675, 0.9706, 0.9471, 0.9737, 0.8980, 0.9757, 0.9573, 0.9770, 0.9792),
+}
+# Experiments 2 and 3 go on after their EPOCHS; experiment 1 is the beginning of experiment 2.
+EXPERIMENTS = {2: Setting(30, 128, 0.1), 3: Setting(20, 256, 0.1), 4: Setting(EPOCHS, 256, 0.5)}
+COLORS = {2: "#0072b2", 3: "#009e73", 4: "#d55e00"}
+DOUBLED = Setting(EPOCHS, 256, 0.2)
+REPLACED = Setting(EPOCHS, 128, 0.1, replacement=True)
+NUDGED = {number: setting._replace(epochs=EPOCHS, nudged=True) for number, setting in EXPERIMENTS.items()}
+SWEEP = (EXPERIMENTS[3], DOUBLED, EXPERIMENTS[4], Setting(EPOCHS, 256, 0.7), Setting(EPOCHS, 256, 1.0))
+BY_FORMS = tuple(EXPERIMENTS[4]._replace(forms=forms) for forms in FORMS)
+FAST = tuple(Setting(EPOCHS, 256, 1.0, forms) for forms in ("this lab", "exact cross-entropy"))
+IN_BURST = ("this lab", "exact cross-entropy", "no shift and G / X")
+
+
+def plan(seeds: int) -> dict[Setting, int]:
+    """Return the number of seeds of each setting: all or, where less will do, half or a quarter of them."""
+    compared = (*EXPERIMENTS.values(), DOUBLED, *(EXPERIMENTS[4]._replace(forms=forms) for forms in IN_BURST))
+    counts = dict.fromkeys((*SWEEP, *FAST, *NUDGED.values()), -(-seeds // 4))
+    return counts | dict.fromkeys((*BY_FORMS, REPLACED), -(-seeds // 2)) | dict.fromkeys(compared, seeds)
+
+
+# ---- pictures
+
+
+def draw_seeds(ax: Any, x: np.ndarray, rows: np.ndarray, color: str, label: str) -> None:
+    """Draw a thin line for every seed, and their median."""
+    ax.plot(x, rows.T, color=color, alpha=0.3, linewidth=0.5)
+    ax.plot(x, np.median(rows, axis=0), color=color, linewidth=2, label=label)
+
+
+def draw_losses(ax: Any, result: Result, epochs: int, per: int, color: str, label: str) -> None:
+    """Draw the loss over the first epochs, counted in units of `per` steps."""
+    steps = np.arange(epochs * result.steps - WINDOW // 2)  # their averages look at no later epoch
+    draw_seeds(ax, steps / per, result.averages[:, : len(steps)], color, label)
+    ax.set(yscale="log", xlabel="steps" if per == 1 else "epochs of training", ylabel=LOSS)
+
+
+def plot_experiments(results: Mapping[int, Result]) -> Any:
+    """Draw loss and accuracy of every seed, with the original's accuracies as marks."""
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7), sharey="row", layout="constrained")
+    for (number, result), (upper, lower) in zip(results.items(), axes.T, strict=True):
+        (seeds, epochs), color = result.accuracies.shape, COLORS[number]
+        draw_losses(upper, result, epochs, result.steps, color, "")
+        draw_seeds(lower, np.arange(1, epochs + 1), result.accuracies, color, f"{seeds} seeds, thick their median")
+        for n, marker in ((1, "s"), (2, "D")) if number == 2 else ((number, "D"),):
+            after = np.arange(1, len(ORIGINAL[n]) + 1)
+            lower.plot(after, ORIGINAL[n], marker, color="black", mfc="white", label=f"original, experiment {n}")
+        upper.set_title(result.name)
+        lower.set_yscale("logit")  # so that accuracies near 1 can be told apart, and the worst is in the picture
+        lower.set_yticks(ticks := (0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.975, 0.98), map(str, ticks))
+        lower.minorticks_off()
+        lower.set(xlabel="epochs of training", ylabel="test accuracy (fraction)")
+        lower.legend(loc="lower right")
+    for ax in axes.flat:
+        ax.label_outer(remove_inner_ticks=False)
+    return figure
+
+
+def plot_batches(results: Sequence[Result]) -> Any:
+    """Draw the loss of runs that differ in batch size and learning rate, counted in epochs and in steps."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
+    for result, color in zip(results, (COLORS[2], COLORS[3], "#e69f00"), strict=True):
+        for ax, per, unit in zip(axes, (result.steps, 1), ("epochs", "steps"), strict=True):
+            label = f"{result.name}: {LEVEL} after {np.median(steps_until(result)) / per:.4g} {unit}"
+            draw_losses(ax, result, EPOCHS, per, color, label)
+    axes[0].set_title("Per epoch, twice the batch at twice the rate falls on the small batch")
+    axes[1].set_title("Per step, twice the batch at the same rate falls on the small batch")
+    for ax in axes:
+        ax.legend()
+    return figure
+
+
+def plot_stairs(results: Sequence[Result]) -> Any:
+    """Draw the loss with images drawn in permutations and with replacement."""
+    figure, ax = plt.subplots(figsize=(9, 4), layout="constrained")
+    for result, label, color in zip(results, ("permutation", "integers"), (COLORS[2], "#666666"), strict=True):
+        draw_losses(ax, result, EPOCHS, result.steps, color, label)
+    ax.set_xticks(range(EPOCHS + 1))
+    ax.legend()
+    return figure
+
+
+def plot_burst(courses: Mapping[str, tuple[np.ndarray, float]]) -> Any:
+    """Draw one burst, from the same weights and batches on, with each of the forms; × is the end of a run."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.5), layout="constrained")
+    for (forms, (course, accuracy)), color in zip(courses.items(), (COLORS[4], "#cc79a7", "black"), strict=True):
+        lost = len(course) < sum(AROUND)
+        end = "NaN" if lost else f"accuracy {accuracy:.2f} after {AROUND[1]} steps"
+        style: dict[str, Any] = {"marker": "x", "markersize": 10, "markevery": [-1] if lost else []}
+        for ax, values in zip(axes, course[:140].T, strict=True):
+            ax.plot(np.arange(len(values)) - AROUND[0], values, color=color, label=f"{forms}: {end}", **style)
+    for loss, words in ((judge.GUESSING, "ln 10"), (-np.log(Log().epsilon), "−ln ε")):
+        axes[0].axhline(loss, color="gray", linestyle=":")
+        axes[0].text(0.99, loss, words, transform=axes[0].get_yaxis_transform(), ha="right", va="bottom", color="gray")
+    for ax, label, scale in zip(axes, BURST_LABELS, ("log", "linear", "symlog"), strict=True):
+        ax.set(xlabel="step, from the first above ln 10", ylabel=label, yscale=scale)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+# ---- tables
+
+
+def table(*rows: Sequence[object]) -> str:
+    """Return a Markdown table, the first row its head."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join(["", lines[0], "|" + " --- |" * len(rows[0]), *lines[1:], ""])
+
+
+def accuracies_table(results: Mapping[int, Result], lost: str) -> tuple[str, int]:
+    """Return the accuracies after each epoch, the original's bold outside the range of the seeds, and how many are so.
+
+    `lost` says how many runs with the original's forms end in NaN.
+    """
+    columns: list[list[object]] = [["after epoch", *range(EPOCHS), "ended in NaN"]]
+    outside = 0
+    for number, original in ORIGINAL.items():
+        result = results[max(number, 2)]
+        low, high = result.accuracies.min(axis=0).round(4), result.accuracies.max(axis=0).round(4)
+        out = [not low[i] <= value <= high[i] for i, value in enumerate(original)]
+        outside += sum(out)
+        cells = [f"**{value:.4f}**" if bold else f"{value:.4f}" for value, bold in zip(original, out, strict=True)]
+        columns.append([f"original {number}", *cells, *[""] * (EPOCHS - len(cells)), lost if number == 4 else ""])
+        if number > 1:
+            medians = np.median(result.accuracies, axis=0)
+            cells = [f"{medians[i]:.4f} ({low[i]:.4f} to {high[i]:.4f})" for i in range(EPOCHS)]
+            columns.append(
+                [result.name, *cells, f"{np.isnan(result.losses).any(axis=1).sum()} of {len(result.losses)}"]
+            )
+    return table(*zip(*columns, strict=True)), outside
+
+
+def measured_table(measured: Sequence[judge.Measurement]) -> str:
+    """Return what was measured for a conclusion, with counts and verdicts."""
+    rows: list[Sequence[str]] = [("measured", "concluded", "median", "95 % interval", "seeds", "verdict")]
+    for text, values, concluded in measured:
+        side = f"within ±{MARGIN:.4f}" if concluded == judge.ALIKE else f"above {concluded[0]}"
+        numbers = (f"{round(float(x), 4) + 0:.4g}" for x in (np.median(values), *judge.interval(values)))  # -0 + 0 is 0
+        median, low, high = numbers
+        rows.append((text, side, median, f"{low} to {high}", *judge.verdict(values, concluded)))
+    return table(*rows)
+
+
+def outcomes_table(head: str, groups: Mapping[object, Sequence[Run]]) -> str:
+    """Return how the runs of each group ended."""
+    ends = ("no burst", "burst, not lost", "at chance", "NaN")
+    intervals = ("burst or lost, 95 % interval", "lost, 95 % interval")
+    rows: list[Sequence[object]] = [(head, "runs", *ends, *intervals, "last accuracy", "last loss")]
+    for name, runs in groups.items():
+        outcomes = [judge.outcome(run) for run in runs]
+        counts = [outcomes.count(end) for end in ends]
+        bounds = (stats.binomtest(sum(counts[first:]), len(runs)).proportion_ci() for first in (1, 2))
+        accuracy, loss = np.nanmedian([(run.accuracies[-1], run.losses[-50:].mean()) for run in runs], axis=0)
+        cells = (f"{low:.0%} to {high:.0%}" for low, high in bounds)
+        rows.append((name, len(runs), *counts, *cells, f"{accuracy:.4f}", f"{loss:.3g}"))
+    return table(*rows)
+
+
+def fill(page: str, contents: Mapping[str, object]) -> str:
+    """Return the page with each `<!-- name -->...<!-- end -->` filled anew; raises ValueError where names differ."""
+    mark = re.compile(r"(<!-- (?!end)(.*?) -->).*?(?=<!-- end -->)", re.DOTALL)
+    if (names := {name for _, name in mark.findall(page)}) != set(contents):
+        raise ValueError(f"{PAGE} has marks for {sorted(names)}, expected {sorted(contents)}")
+    return mark.sub(lambda match: f"{match[1]}{contents[match[2]]}", page)
+
+
+def refresh(runs: Mapping[Setting, Sequence[Run]], courses: Mapping[str, Any], burst: Job | None) -> None:
+    """Draw the figures and fill in the report."""
+    names = {setting: f"experiment {n}" for n, setting in EXPERIMENTS.items()}
+    names |= {DOUBLED: "256 at 0.2", REPLACED: "integers"}
+    results = {setting: judge.stack(name, setting, runs[setting]) for setting, name in names.items()}
+    experiments = {n: results[setting] for n, setting in EXPERIMENTS.items()}
+    pictures = {
+        "experiments": plot_experiments(experiments),
+        "batches": plot_batches((experiments[2], experiments[3], results[DOUBLED])),
+        "stairs": plot_stairs((experiments[2], results[REPLACED])),
+    } | ({"burst": plot_burst(courses)} if burst else {})
+    for name, figure in pictures.items():
+        figure.savefig(FIGURES / f"{name}.png", dpi=100)
+        plt.close(figure)
+
+    originals_forms = [judge.outcome(run) for run in runs[BY_FORMS[-1]]]
+    accuracies, outside = accuracies_table(experiments, f"{originals_forms.count('NaN')} of {len(originals_forms)}")
+    measured = judge.measurements(experiments[2], experiments[3], experiments[4], results[DOUBLED])
+    seeds, count = len(runs[DOUBLED]), sum(map(len, measured.values()))
+    low_rank = judge.rank(seeds)
+    slow = [Run(run.losses[: len(run.losses) // 2], run.accuracies[:EPOCHS]) for run in runs[EXPERIMENTS[3]]]
+    contents = {
+        "machine": machine(),
+        "seeds": seeds,
+        "low": low_rank,
+        "high": seeds + 1 - low_rank,
+        "margin": f"{MARGIN:.4f}",
+        "intervals": count,
+        "missing": f"{count * 2 * stats.binom.cdf(low_rank - 1, seeds, 0.5):.1f}",
+        "accuracies": accuracies,
+        "outside": outside,
+        "expected": f"{2 * sum(map(len, ORIGINAL.values())) / (seeds + 1):.1f}",
+        "rates": outcomes_table("learning rate", {"0.1": slow} | {s.learning_rate: runs[s] for s in SWEEP[1:]}),
+        "forms": outcomes_table("forms", {f"{s.forms}, {s.learning_rate}": runs[s] for s in (*BY_FORMS, *FAST)}),
+        "burst": f"seed {burst.seed}, step {burst.burst}" if burst else "none",
+    }
+    contents |= {f"conclusion {letter}": measured_table(rows) for letter, rows in measured.items()}
+    for setting, name in ((EXPERIMENTS[2], "permutation"), (REPLACED, "integers")):
+        contents[name] = ", ".join(f"{share:+.0%}" for share in np.median(judge.stairs(results[setting]), axis=0))
+    for n, setting in NUDGED.items():
+        pairs = zip(runs[EXPERIMENTS[n]], runs[setting], strict=False)
+        moved = [abs(run.accuracies[:EPOCHS] - other.accuracies).max() for run, other in pairs]
+        contents[f"nudged {n}"] = f"{max(moved):.4f}"
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), contents), encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do all runs, draw the figures, fill in the report, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--data-dir", default=DATA_DIR, help="folder of the data sets")
+    parser.add_argument("--seeds", type=int, default=20, help="runs of each experiment, from seed 0 on; at least 2")
+    options = parser.parse_args(arguments)
+    if options.seeds < 2:
+        parser.error(f"--seeds is {options.seeds}, expected at least 2")
+    counts = plan(options.seeds)
+    runs: dict[Setting, list[Run]] = {setting: [] for setting in counts}
+    # Seed by seed, so that whatever else the machine does disturbs all settings alike.
+    jobs = [Job(setting, seed) for seed in range(options.seeds) for setting, count in counts.items() if seed < count]
+    try:
+        dataset = load_dataset("MNIST", options.data_dir)
+        for job, run in zip(jobs, gather(jobs, dataset), strict=True):
+            runs[job.setting].append(run)
+        bursting = runs[EXPERIMENTS[4]]
+        seed = int(np.argmax([np.nanmax(run.losses) if judge.burst_step(run.losses) else 0 for run in bursting]))
+        step = judge.burst_step(bursting[seed].losses)
+        jobs = [Job(EXPERIMENTS[4]._replace(forms=forms), seed, step) for forms in IN_BURST] if step else []
+        courses = dict(zip(IN_BURST, gather(jobs, dataset), strict=False))
+    except DataError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print("Interrupted; the runs that ended are kept.", file=sys.stderr)
+        return 130
+    refresh(runs, courses, jobs[0] if jobs else None)
+    print(f"Filled in {PAGE} and drew the figures in {FIGURES}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
