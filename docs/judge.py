@@ -13,7 +13,7 @@ from utils import moving_average
 GUESSING = math.log(10)  # the loss of ten classes with the same probability
 MARGIN = 2 * (0.98 * 0.02 / 10000) ** 0.5  # twice the standard error of an accuracy of 0.98 on 10,000 images
 LEVEL = 0.1  # the loss at which runs are compared
-ABOVE_0, ABOVE_1, ALIKE = (0, math.inf), (1, math.inf), (-MARGIN, MARGIN)
+ABOVE_0, ABOVE_1, ALIKE = (0.0, math.inf), (1.0, math.inf), (-MARGIN, MARGIN)
 
 
 class Result(NamedTuple):
@@ -26,12 +26,9 @@ class Result(NamedTuple):
     accuracies: np.ndarray  # of every epoch
 
 
-class Measurement(NamedTuple):
-    """One value for each seed, and the (open) interval in which it lies by what was concluded."""
-
-    text: str
-    values: np.ndarray
-    concluded: tuple[float, float] = ABOVE_0
+Quantity = Callable[[Result], np.ndarray]  # one value for each seed
+Side = tuple[float, float]  # the open interval in which a quantity lies by what was concluded
+Measurement = tuple[str, np.ndarray, Side]
 
 
 def stack(name: str, setting: Setting, runs: Sequence[Run]) -> Result:
@@ -66,16 +63,10 @@ def stairs(result: Result) -> np.ndarray:
     return after / before - 1
 
 
-def compare(
-    what: str,
-    of: Callable[[Result], np.ndarray],
-    first: Result,
-    second: Result,
-    concluded: tuple[float, float] = ABOVE_0,
-) -> Measurement:
+def compare(what: str, of: Quantity, first: Result, second: Result, concluded: Side = ABOVE_0) -> Measurement:
     """Return by how much or, where that is to be above 1, by which factor a quantity is larger in the first result."""
     values, word = (of(first) / of(second), "over") if concluded == ABOVE_1 else (of(first) - of(second), "less")
-    return Measurement(f"{what}: {first.name} {word} {second.name}", values, concluded)
+    return f"{what}: {first.name} {word} {second.name}", values, concluded
 
 
 def measurements(two: Result, three: Result, four: Result, doubled: Result) -> dict[str, list[Measurement]]:
@@ -87,19 +78,19 @@ def measurements(two: Result, three: Result, four: Result, doubled: Result) -> d
     equal_steps = f"accuracy: {two.name} after epoch 9 less {three.name} after epoch 19"
     return {
         "a": [
-            Measurement("accuracy, after epoch 9 less after epoch 2", tenth - two.accuracies[:, 2]),
-            Measurement("mean accuracy, epochs 20 to 29 less epochs 10 to 19", late - early, ALIKE),
-            Measurement("epochs from 11 to 29 in which the accuracy falls, of 19", falls),
+            ("accuracy, after epoch 9 less after epoch 2", tenth - two.accuracies[:, 2], ABOVE_0),
+            ("mean accuracy, epochs 20 to 29 less epochs 10 to 19", late - early, ALIKE),
+            ("epochs from 11 to 29 in which the accuracy falls, of 19", falls, ABOVE_0),
         ],
         "b": [
-            Measurement("mean loss, epoch 2 less epoch 9", loss_2 - loss_9),
-            Measurement("fluctuation, epoch 2 less epoch 9", fluctuation(two, 2, 2) - fluctuation(two, 9, 9)),
+            ("mean loss, epoch 2 less epoch 9", loss_2 - loss_9, ABOVE_0),
+            ("fluctuation, epoch 2 less epoch 9", fluctuation(two, 2, 2) - fluctuation(two, 9, 9), ABOVE_0),
         ],
         "c": [
             compare("accuracy after epoch 0", lambda r: r.accuracies[:, 0], two, three),
             compare(f"epochs until the loss is {LEVEL}", lambda r: steps_until(r) / r.steps, three, two),
             compare("accuracy after epoch 9", lambda r: r.accuracies[:, 9], two, three, ALIKE),
-            Measurement(equal_steps, tenth - three.accuracies[:, 19], ALIKE),
+            (equal_steps, tenth - three.accuracies[:, 19], ALIKE),
             compare("accuracy after epoch 9", lambda r: r.accuracies[:, 9], two, doubled, ALIKE),
         ],
         "d": [
@@ -125,18 +116,13 @@ def rank(count: int) -> int:
     return int(stats.binom.ppf(0.025, count, 0.5))
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the bounds of the 95 % interval of the median."""
-    place, ordered = rank(len(values)), np.sort(values)
-    return (ordered[place - 1], ordered[-place]) if place else (-math.inf, math.inf)
-
-
-def verdict(values: np.ndarray, concluded: tuple[float, float]) -> tuple[str, str]:
-    """Return in how many seeds a quantity is on the side that was concluded, and the verdict."""
-    (low, high), (least, most) = interval(values), concluded
+def verdict(values: np.ndarray, concluded: Side) -> tuple[float, float, str, str]:
+    """Return the interval of the median, in how many seeds a quantity is as was concluded, and the verdict."""
+    (least, most), place, ordered = concluded, rank(len(values)), np.sort(values)
+    low, high = (ordered[place - 1], ordered[-place]) if place else (-math.inf, math.inf)
     inside, beyond = least < low and high < most, high < least or most < low
     count = f"{((least < values) & (values < most)).sum()} of {len(values)}"
-    return count, "as concluded" if inside else "the opposite" if beyond else "not shown"
+    return low, high, count, "as concluded" if inside else "the opposite" if beyond else "not shown"
 
 
 def burst_step(losses: np.ndarray) -> int | None:

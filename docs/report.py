@@ -43,6 +43,7 @@ ORIGINAL = {
 EXPERIMENTS = {2: Setting(30, 128, 0.1), 3: Setting(20, 256, 0.1), 4: Setting(EPOCHS, 256, 0.5)}
 COLORS = {2: "#0072b2", 3: "#009e73", 4: "#d55e00"}
 DOUBLED = Setting(EPOCHS, 256, 0.2)
+BATCHES = (EXPERIMENTS[2], EXPERIMENTS[3], DOUBLED)
 REPLACED = Setting(EPOCHS, 128, 0.1, replacement=True)
 NUDGED = {number: setting._replace(epochs=EPOCHS, nudged=True) for number, setting in EXPERIMENTS.items()}
 SWEEP = (EXPERIMENTS[3], DOUBLED, EXPERIMENTS[4], Setting(EPOCHS, 256, 0.7), Setting(EPOCHS, 256, 1.0))
@@ -76,45 +77,48 @@ def draw_losses(ax: Any, result: Result, epochs: int, per: int, color: str, labe
 
 def plot_experiments(results: Mapping[int, Result]) -> Any:
     """Draw loss and accuracy of every seed, with the original's accuracies as marks."""
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7), sharey="row", layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7), sharex="col", sharey="row", layout="constrained")
     for (number, result), (upper, lower) in zip(results.items(), axes.T, strict=True):
-        (seeds, epochs), color = result.accuracies.shape, COLORS[number]
+        (seeds, epochs), color, setting = result.accuracies.shape, COLORS[number], EXPERIMENTS[number]
         draw_losses(upper, result, epochs, result.steps, color, "")
         draw_seeds(lower, np.arange(1, epochs + 1), result.accuracies, color, f"{seeds} seeds, thick their median")
         for n, marker in ((1, "s"), (2, "D")) if number == 2 else ((number, "D"),):
             after = np.arange(1, len(ORIGINAL[n]) + 1)
             lower.plot(after, ORIGINAL[n], marker, color="black", mfc="white", label=f"original, experiment {n}")
-        upper.set_title(result.name)
+        upper.set_title(f"Experiment {number}: batch size {setting.batch_size}, learning rate {setting.learning_rate}")
         lower.set_yscale("logit")  # so that accuracies near 1 can be told apart, and the worst is in the picture
         lower.set_yticks(ticks := (0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.975, 0.98), map(str, ticks))
         lower.minorticks_off()
         lower.set(xlabel="epochs of training", ylabel="test accuracy (fraction)")
-        lower.legend(loc="lower right")
-    for ax in axes.flat:
-        ax.label_outer(remove_inner_ticks=False)
+        lower.locator_params(axis="x", integer=True)
+        upper.label_outer()
+        lower.label_outer()
+    axes[1, 0].legend(loc="lower right")
     return figure
 
 
-def plot_batches(results: Sequence[Result]) -> Any:
+def plot_batches(results: Mapping[Setting, Result]) -> Any:
     """Draw the loss of runs that differ in batch size and learning rate, counted in epochs and in steps."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
-    for result, color in zip(results, (COLORS[2], COLORS[3], "#e69f00"), strict=True):
+    for (setting, result), color in zip(results.items(), (COLORS[2], COLORS[3], "#e69f00"), strict=True):
         for ax, per, unit in zip(axes, (result.steps, 1), ("epochs", "steps"), strict=True):
-            label = f"{result.name}: {LEVEL} after {np.median(steps_until(result)) / per:.4g} {unit}"
+            reached = f"loss {LEVEL} after {np.median(steps_until(result)) / per:.4g} {unit}"
+            label = f"{setting.batch_size} at {setting.learning_rate}: {reached}"
             draw_losses(ax, result, EPOCHS, per, color, label)
-    axes[0].set_title("Per epoch, twice the batch at twice the rate falls on the small batch")
-    axes[1].set_title("Per step, twice the batch at the same rate falls on the small batch")
-    for ax in axes:
-        ax.legend()
+            ax.legend(title="batch size at learning rate")
+            ax.label_outer()
+    axes[0].set_title("Per epoch, 256 at 0.2 falls on 128 at 0.1")
+    axes[1].set_title("Per step, 256 at 0.1 falls on 128 at 0.1")
     return figure
 
 
-def plot_stairs(results: Sequence[Result]) -> Any:
-    """Draw the loss with images drawn in permutations and with replacement."""
+def plot_stairs(permuted: Result, replaced: Result) -> Any:
+    """Draw the loss with images drawn in permutations and with replacement, the median of the seeds."""
     figure, ax = plt.subplots(figsize=(9, 4), layout="constrained")
-    for result, label, color in zip(results, ("permutation", "integers"), (COLORS[2], "#666666"), strict=True):
-        draw_losses(ax, result, EPOCHS, result.steps, color, label)
-    ax.set_xticks(range(EPOCHS + 1))
+    for result, label, color in ((permuted, "permutation", COLORS[2]), (replaced, "integers", "black")):
+        steps = np.arange(result.steps, EPOCHS * result.steps - WINDOW // 2)
+        ax.plot(steps / result.steps, np.median(result.averages, axis=0)[steps], color=color, label=label)
+    ax.set(yscale="log", xlabel="epochs of training", ylabel=LOSS, xticks=range(1, EPOCHS + 1))
     ax.legend()
     return figure
 
@@ -125,7 +129,7 @@ def plot_burst(courses: Mapping[str, tuple[np.ndarray, float]]) -> Any:
     for (forms, (course, accuracy)), color in zip(courses.items(), (COLORS[4], "#cc79a7", "black"), strict=True):
         lost = len(course) < sum(AROUND)
         end = "NaN" if lost else f"accuracy {accuracy:.2f} after {AROUND[1]} steps"
-        style: dict[str, Any] = {"marker": "x", "markersize": 10, "markevery": [-1] if lost else []}
+        style: dict[str, Any] = {"marker": "x" if lost else "", "markersize": 10, "markevery": [-1]}
         for ax, values in zip(axes, course[:140].T, strict=True):
             ax.plot(np.arange(len(values)) - AROUND[0], values, color=color, label=f"{forms}: {end}", **style)
     for loss, words in ((judge.GUESSING, "ln 10"), (-np.log(Log().epsilon), "−ln ε")):
@@ -147,51 +151,45 @@ def table(*rows: Sequence[object]) -> str:
 
 
 def accuracies_table(results: Mapping[int, Result], lost: str) -> tuple[str, int]:
-    """Return the accuracies after each epoch, the original's bold outside the range of the seeds, and how many are so.
+    """Return the accuracies after each epoch, and how many of the original's, bold, are outside the range of the seeds.
 
     `lost` says how many runs with the original's forms end in NaN.
     """
-    columns: list[list[object]] = [["after epoch", *range(EPOCHS), "ended in NaN"]]
-    outside = 0
+    columns, outside = [["after epoch", *map(str, range(EPOCHS)), "ended in NaN"]], 0
     for number, original in ORIGINAL.items():
-        result = results[max(number, 2)]
-        low, high = result.accuracies.min(axis=0).round(4), result.accuracies.max(axis=0).round(4)
-        out = [not low[i] <= value <= high[i] for i, value in enumerate(original)]
-        outside += sum(out)
+        values = results[max(number, 2)].accuracies.round(4)[:, :EPOCHS]
+        low, median, high = np.min(values, axis=0), np.median(values, axis=0), np.max(values, axis=0)
+        out = (low[: len(original)] > original) | (high[: len(original)] < original)
+        outside += out.sum()
         cells = [f"**{value:.4f}**" if bold else f"{value:.4f}" for value, bold in zip(original, out, strict=True)]
         columns.append([f"original {number}", *cells, *[""] * (EPOCHS - len(cells)), lost if number == 4 else ""])
         if number > 1:
-            medians = np.median(result.accuracies, axis=0)
-            cells = [f"{medians[i]:.4f} ({low[i]:.4f} to {high[i]:.4f})" for i in range(EPOCHS)]
-            columns.append(
-                [result.name, *cells, f"{np.isnan(result.losses).any(axis=1).sum()} of {len(result.losses)}"]
-            )
+            cells = [f"{median[i]:.4f} ({low[i]:.4f} to {high[i]:.4f})" for i in range(EPOCHS)]
+            columns.append([f"experiment {number}", *cells, f"{np.isnan(values[:, -1]).sum()} of {len(values)}"])
     return table(*zip(*columns, strict=True)), outside
 
 
 def measured_table(measured: Sequence[judge.Measurement]) -> str:
     """Return what was measured for a conclusion, with counts and verdicts."""
-    rows: list[Sequence[str]] = [("measured", "concluded", "median", "95 % interval", "seeds", "verdict")]
+    rows = [("measured", "concluded", "median", "95 % interval", "seeds", "verdict")]
     for text, values, concluded in measured:
-        side = f"within ±{MARGIN:.4f}" if concluded == judge.ALIKE else f"above {concluded[0]}"
-        numbers = (f"{round(float(x), 4) + 0:.4g}" for x in (np.median(values), *judge.interval(values)))  # -0 + 0 is 0
-        median, low, high = numbers
-        rows.append((text, side, median, f"{low} to {high}", *judge.verdict(values, concluded)))
+        side = f"within ±{MARGIN:.4f}" if concluded == judge.ALIKE else f"above {concluded[0]:.0f}"
+        *bounds, count, words = judge.verdict(values, concluded)
+        median, low, high = (f"{round(float(x), 4) + 0:.4g}" for x in (np.median(values), *bounds))  # -0 + 0 is 0
+        rows.append((text, side, median, f"{low} to {high}", count, words))
     return table(*rows)
 
 
 def outcomes_table(head: str, groups: Mapping[object, Sequence[Run]]) -> str:
-    """Return how the runs of each group ended."""
+    """Return how the runs of each group ended, with the exact interval (Clopper and Pearson's) of those lost."""
     ends = ("no burst", "burst, not lost", "at chance", "NaN")
-    intervals = ("burst or lost, 95 % interval", "lost, 95 % interval")
-    rows: list[Sequence[object]] = [(head, "runs", *ends, *intervals, "last accuracy", "last loss")]
+    rows: list[Sequence[object]] = [(head, "runs", *ends, "lost, 95 % interval", "last accuracy", "last loss")]
     for name, runs in groups.items():
         outcomes = [judge.outcome(run) for run in runs]
         counts = [outcomes.count(end) for end in ends]
-        bounds = (stats.binomtest(sum(counts[first:]), len(runs)).proportion_ci() for first in (1, 2))
+        low, high = stats.binomtest(sum(counts[2:]), len(runs)).proportion_ci()
         accuracy, loss = np.nanmedian([(run.accuracies[-1], run.losses[-50:].mean()) for run in runs], axis=0)
-        cells = (f"{low:.0%} to {high:.0%}" for low, high in bounds)
-        rows.append((name, len(runs), *counts, *cells, f"{accuracy:.4f}", f"{loss:.3g}"))
+        rows.append((name, len(runs), *counts, f"{low:.0%} to {high:.0%}", f"{accuracy:.4f}", f"{loss:.3g}"))
     return table(*rows)
 
 
@@ -211,8 +209,8 @@ def refresh(runs: Mapping[Setting, Sequence[Run]], courses: Mapping[str, Any], b
     experiments = {n: results[setting] for n, setting in EXPERIMENTS.items()}
     pictures = {
         "experiments": plot_experiments(experiments),
-        "batches": plot_batches((experiments[2], experiments[3], results[DOUBLED])),
-        "stairs": plot_stairs((experiments[2], results[REPLACED])),
+        "batches": plot_batches({setting: results[setting] for setting in BATCHES}),
+        "stairs": plot_stairs(experiments[2], results[REPLACED]),
     } | ({"burst": plot_burst(courses)} if burst else {})
     for name, figure in pictures.items():
         figure.savefig(FIGURES / f"{name}.png", dpi=100)

@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import platform
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -104,18 +105,13 @@ class Job(NamedTuple):
     burst: int | None = None
 
 
-def use(model: NumpyModel, forms: str) -> NumpyModel:
-    """Return the model with other operators."""
-    vars(model).update(FORMS[forms]())
-    return model
-
-
 def start(setting: Setting, seed: int) -> tuple[NumpyModel, np.random.Generator]:
     """Return the model that the seed draws, and the generator that goes on to draw the shuffles, as the lab does."""
     rng = np.random.default_rng(seed)
     if setting.replacement:
         rng = WithReplacement(rng.bit_generator)
-    model = use(NumpyModel(rng), setting.forms)
+    model = NumpyModel(rng)
+    vars(model).update(FORMS[setting.forms]())
     if setting.nudged:
         model.W1[0, 0] = np.nextafter(model.W1[0, 0], np.float32(1))
     return model, rng
@@ -156,7 +152,7 @@ def follow_burst(dataset: Dataset, setting: Setting, seed: int, burst: int) -> t
     batches = itertools.chain.from_iterable(epochs)
     for x, labels in itertools.islice(batches, max(burst - before, 0)):
         step(model, x, labels, setting.learning_rate)
-    use(model, setting.forms)
+    vars(model).update(FORMS[setting.forms]())
     followed = itertools.islice(batches, before + after)
     course = np.array([step(model, x, labels, setting.learning_rate) for x, labels in followed])
     return course[np.isfinite(course).all(axis=1)], numpy_mnist.evaluate(model, *dataset.test)
@@ -165,11 +161,10 @@ def follow_burst(dataset: Dataset, setting: Setting, seed: int, burst: int) -> t
 def machine() -> str:
     """Return what the digits of a run depend on besides the code and the data."""
     cpu, blas = Path("/proc/cpuinfo"), np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    name = next((line.split(": ")[1] for line in lines if "model name" in line), platform.machine())
-    kernels = {library["architecture"] for library in threadpoolctl.threadpool_info() if "architecture" in library}
-    blas_name = f"{blas['name']} {blas['version']} with kernels for {' and '.join(sorted(kernels)) or 'this CPU'}"
-    return f"{name}, Python {platform.python_version()}, NumPy {np.__version__}, {blas_name}"
+    names = re.findall("model name\\s*: (.*)", cpu.read_text()) if cpu.exists() else []
+    kernels = sorted({library.get("architecture", "") for library in threadpoolctl.threadpool_info()} - {""})
+    parts = (*(names[:1] or [platform.machine()]), f"Python {platform.python_version()}", f"NumPy {np.__version__}")
+    return ", ".join([*parts, f"{blas['name']} {blas['version']}", *(f"kernels for {name}" for name in kernels)])
 
 
 def code() -> str:

@@ -1,106 +1,523 @@
-"""The report: what it quotes is what the code says, and what it derives and claims is so."""
+"""The report: runs as the lab trains them, the rule, and what tables and pictures make of made-up runs."""
 
-import doctest
 import inspect
+import math
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import joblib
+import matplotlib.figure
 import numpy as np
 import pytest
+import threadpoolctl
+from scipy import special, stats
 
-import numpy_fnn
 import numpy_mnist
-from docs import experiments
-from numpy_fnn import Log, NumpyLoss, NumpyModel, Softmax
-from utils import one_hot
+from docs import judge, report, runs
+from docs.report import BATCHES, BY_FORMS, DOUBLED, EXPERIMENTS, FAST, IN_BURST, NUDGED, ORIGINAL, REPLACED, SWEEP
+from docs.runs import AROUND, FORMS, Job, Run, Setting, follow_burst, start, train_run
+from numpy_fnn import Log, NumpyLoss, NumpyModel
+from utils import Dataset, load_dataset, one_hot
 
-CODE = [inspect.getsource(module) for module in (numpy_fnn, numpy_mnist)]
-REPORT = experiments.REPORT.read_text(encoding="utf-8")
-DERIVATIONS = experiments.REPORT.with_name(experiments.DERIVATIONS).read_text(encoding="utf-8")
-TAGS = re.findall(r"\\tag\{([\d.]+)\}", DERIVATIONS)
+pytestmark = pytest.mark.pages
 
-
-def test_quoted_code_is_the_code() -> None:
-    quotes = re.findall(r"```python\n(.*?)```", DERIVATIONS, re.DOTALL)
-    lines = [[line.strip() for line in code.splitlines()] for code in CODE]
-    assert len(quotes) == 14
-    for quote in quotes:
-        expected = [line.strip() for line in quote.splitlines()]
-        count = len(expected)
-        assert any(code[i : i + count] == expected for code in lines for i in range(len(code))), quote
+PAGE = report.PAGE.read_text(encoding="utf-8")
+ROOT = report.PAGE.parents[1]
+SHORT = Setting(2, 10, 0.1)
+SEEDS = 9  # of which the 2nd and the 8th bound the interval
+BURST = {2: 7.5, 5: 20.0}  # seeds of experiment 4 with the height of their bursts
 
 
-def test_every_formula_that_the_code_cites_is_in_the_derivations() -> None:
-    fnn, mnist = (set(re.findall(r"\((\d\.\d)\)", code)) for code in CODE)
-    assert fnn >= {"1.1", "1.4", "1.5", "2.1", "2.4", "3.1", "3.4", "4.1", "4.3", "5.1", "5.2", "6.1", "7.1", "9.1"}
-    assert mnist >= {"8.1"}
-    assert fnn | mnist <= set(TAGS)
+# ---- runs
 
 
-def test_every_number_of_the_courses_report_has_its_counterpart() -> None:
-    courses = "1.1 1.2 1.3.1 1.3 1.4 1.5 2.1 2.2 2.3 2.4 3.1 3.2 3.3 3.4 4.1 4.2 4.3"
-    assert " ".join(TAGS) == f"{courses} 5.1 5.2 5.3 6.1 7.1 8.1 9.1"
+@pytest.fixture
+def small(data_dir: Path) -> Dataset:
+    return load_dataset("MNIST", str(data_dir))
 
 
-def test_vec_on_numbers() -> None:
-    (example,) = re.findall(r"```pycon\n(.*?)```", DERIVATIONS, re.DOTALL)
-    test = doctest.DocTestParser().get_doctest(example, {}, "report", None, 0)
-    assert doctest.DocTestRunner().run(test) == (0, 7)
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_run_is_what_the_command_prints(
+    small: Dataset, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seed: int
+) -> None:
+    monkeypatch.setattr(numpy_mnist, "plot_curve", lambda *_, **__: None)
+    run = train_run(small, SHORT, seed)
+    options = ["--epoch-number", "2", "--batch-size", "10", "--seed", str(seed), "--data-dir", str(data_dir)]
+    assert numpy_mnist.main(options) == 0
+    printed = re.findall(r"Accuracy: (\S+)", capsys.readouterr().out)
+    assert printed == [f"{accuracy:.4f}" for accuracy in run.accuracies]
+    assert not np.array_equal(run.losses, train_run(small, SHORT, seed + 1).losses)
+    longer = train_run(small, SHORT._replace(epochs=4), seed)
+    assert np.array_equal(longer.losses[:6], run.losses)
+    assert np.array_equal(longer.accuracies[:2], run.accuracies)
 
 
-def test_every_picture_of_the_report_is_there_and_shown() -> None:
-    shown = set(re.findall(r"\(figures/([^)]+)\)", REPORT))
-    assert shown | {"loss.png"} == {path.name for path in experiments.FIGURES.iterdir()}
+def test_a_run_that_ends_in_nan_keeps_what_was_before(small: Dataset) -> None:
+    run = train_run(small, Setting(5, 10, 1e4, "no shift and G / X"), 0)
+    ended = np.isnan(run.losses).argmax()
+    assert 0 < ended < len(run.losses) == 15
+    assert np.isfinite(run.losses[:ended]).all()
+    assert np.isnan(run.losses[ended:]).all()
+    assert np.isfinite(run.accuracies).sum() == ended // 3
 
 
-def test_links_into_the_report_have_their_heading() -> None:
-    headings = {
-        re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", REPORT, re.M)
-    }
-    assert (links := set(re.findall(r"\]\(report.md#([^)]+)\)", DERIVATIONS)))
-    assert links <= headings
+def test_a_nudge_changes_one_weight_in_its_last_bit() -> None:
+    model, nudged = (start(SHORT._replace(nudged=nudge), 0)[0] for nudge in (False, True))
+    assert (model.W1 != nudged.W1).sum() == 1
+    assert 0 < abs(model.W1 - nudged.W1).max() < 1e-8
 
 
-def test_the_report_is_refreshed() -> None:
-    sections = re.findall(r"<!-- begin ([^>]*) -->\n(.*?)<!-- end \1 -->", DERIVATIONS + REPORT, re.DOTALL)
-    assert len(sections) == (DERIVATIONS + REPORT).count("<!-- begin") == 12
-    assert all(content.strip() for _, content in sections)
-    assert "of 20 seeds are" in REPORT
+def test_replacement_draws_some_images_twice_from_the_same_start() -> None:
+    (model, rng), (other, replacing) = (start(SHORT._replace(replacement=each), 0) for each in (False, True))
+    assert np.array_equal(model.W3, other.W3)
+    assert sorted(rng.permutation(100)) == list(range(100))
+    assert len(set(order := replacing.permutation(100).tolist())) < 80
+    assert 0 <= min(order) <= max(order) < 100 == len(order)
 
 
-def test_neither_this_lab_nor_exact_cross_entropy_lost_a_run() -> None:
-    ended = dict(re.findall(r"^\| (this lab|exact cross-entropy) \| (\d+ \| .*?) \| [\d.]+% to", REPORT, re.M))
-    assert [row.split(" | ")[-2:] for row in ended.values()] == [["0", "0"]] * 2  # at chance, in NaN
+def gradient(forms: str, ahead: float) -> tuple[float, np.ndarray]:
+    """Return the loss and the gradient that reaches the scores where a wrong class is `ahead` of the true one."""
+    operators, loss = FORMS[forms](), NumpyLoss()
+    with np.errstate(all="ignore"):
+        scores = np.array([[0, ahead, -1]], np.float32)
+        value = loss.get_loss(operators["log"].forward(operators["softmax"].forward(scores)), one_hot([0], 3))
+        return value, operators["softmax"].backward(operators["log"].backward(loss.backward()))[0]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_epsilon_clips_the_gradient_that_reaches_the_scores(dtype: str) -> None:
-    rng = np.random.default_rng(0)
-    scores, labels = (rng.normal(size=(200, 10)) * 15).astype(dtype), rng.integers(0, 10, 200)
-    softmax, log, loss = Softmax(), Log(), NumpyLoss()
-    y = softmax.forward(scores)
-    loss.get_loss(log.forward(y), one_hot(labels))
-    p = y[np.arange(200), labels].astype(float)
-    r = p / (p + 1e-12)
-    assert min(r) < 0.01 < 0.99 < max(r)  # (5.3) is tried on both sides of epsilon
-    expected = r[:, None] * (y - one_hot(labels)) / 200
-    np.testing.assert_allclose(
-        softmax.backward(log.backward(loss.backward())),
-        expected,
-        rtol=1e-5,
-        atol=1e-9 if dtype == "float32" else 1e-15,
+def test_the_forms_differ_as_they_are_named_and_agree_where_nothing_is_extreme() -> None:
+    for forms in FORMS:
+        assert gradient(forms, 3)[0] == pytest.approx(gradient("this lab", 3)[0], rel=1e-6)
+        np.testing.assert_allclose(gradient(forms, 3)[1], gradient("this lab", 3)[1], rtol=1e-5)
+    assert [bool(np.isnan(gradient(forms, 110)[0])) for forms in FORMS] == [False, False, True, False, True]
+    assert [np.isfinite(gradient(forms, 110)[1]).all() for forms in FORMS] == [True, True, False, False, False]
+    np.testing.assert_allclose([gradient(forms, 30)[1][1] for forms in FORMS], [0.0856, 1, 0.0856, 1, 1], atol=1e-3)
+    assert gradient("exact cross-entropy", 60)[0] == pytest.approx(60)
+    np.testing.assert_allclose(gradient("exact cross-entropy", 60)[1], [-1, 1, 0], atol=1e-6)
+
+
+def test_a_burst_goes_on_from_the_run_with_its_batches(small: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "AROUND", (2, 5))
+    setting = Setting(5, 10, 0.01)
+    losses = train_run(small, setting, 1).losses
+    for forms in FORMS:
+        course, accuracy = follow_burst(small, setting._replace(forms=forms), 1, 6)  # steps 4 to 10 of 15
+        np.testing.assert_allclose(course[:, 0], losses[4:11], rtol=1e-3)  # no image is near epsilon
+        assert 0 <= accuracy <= 1
+    course, _ = follow_burst(small, setting._replace(forms="no shift", learning_rate=1e4), 1, 6)
+    assert len(course) < 7
+    assert np.isfinite(course).all()
+
+
+def test_a_step_records_true_loss_share_and_norm() -> None:
+    model = NumpyModel(0)
+    model.W3 *= 2000
+    x, labels = np.random.default_rng(0).normal(size=(20, 784)).astype(np.float32), np.arange(20) % 10
+    true, share, norm = runs.step(model, x, labels, 0.0)
+    log_p = special.log_softmax(model.matmul_3.memory["y"].astype(float), axis=1)[np.arange(20), labels]
+    assert true == pytest.approx(-log_p.mean())
+    assert share == np.mean(log_p < np.log(1e-12)) > 0.2
+    squares = [(grad.astype(float) ** 2).sum() for grad in (model.W1_grad, model.W2_grad, model.W3_grad)]
+    assert norm == pytest.approx(sum(squares) ** 0.5)
+
+
+# ---- what is kept
+
+
+def test_what_is_kept_counts_for_the_same_code_machine_and_data(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runs, "CACHE", tmp_path / "cache")
+    jobs = [Job(SHORT, 0), Job(SHORT, 1), Job(SHORT, 0, 3), Job(SHORT._replace(learning_rate=0.2), 0)]
+    first = runs.gather(jobs, small)
+    assert re.search(r"8/8 \[\d+:\d+<\d+:\d+", capsys.readouterr().err)  # epochs done, time gone and left
+    for job, run in zip(jobs[:2], first, strict=False):
+        np.testing.assert_allclose(run.losses, train_run(small, SHORT, job.seed).losses, rtol=1e-4)
+    monkeypatch.setattr(joblib, "Parallel", lambda **_: pytest.fail("trains again"))
+    assert np.array_equal(runs.gather(jobs[::-1], small)[-1].losses, first[0].losses)
+    for change in ("code", "machine"):
+        with monkeypatch.context() as changed:
+            changed.setattr(runs, change, lambda: "another")
+            with pytest.raises(pytest.fail.Exception):
+                runs.gather(jobs, small)
+    for other in (Job(SHORT, 2), *(Job(SHORT._replace(**{name: True}), 0) for name in ("nudged", "replacement"))):
+        with pytest.raises(pytest.fail.Exception):
+            runs.gather([other], small)
+    for array in (*small.train, *small.test):  # one after the other, each changed back
+        kept, array[0] = array[0].copy(), array[1]
+        with pytest.raises(pytest.fail.Exception):
+            runs.gather(jobs, small)
+        array[0] = kept
+    runs.gather(jobs, small)
+
+
+def test_the_code_of_a_run_is_without_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, codes = inspect.getsource, []
+    for body in ('raise E("words")  # why', '"""Doc."""\n    raise E', '"""Words."""\n    raise E(1)', "return 2"):
+        source = f"def train():\n    {body}\n"
+        other = lambda part, source=source: source if part is numpy_mnist.train else original(part)  # noqa: E731
+        monkeypatch.setattr(inspect, "getsource", other)
+        codes.append(runs.code())
+    assert codes[1] == codes[2]
+    assert len(set(codes)) == 3
+    for name in ("ClassDef(name='Softmax'", "FunctionDef(name='mini_batch'", "FunctionDef(name='one_hot'"):
+        assert name in codes[0]
+
+
+def threads_of_a_job(job: Job, dataset: Dataset, path: Path) -> int:
+    """Return how many threads NumPy's products have, in place of runs.perform."""
+    joblib.dump([library["num_threads"] for library in threadpoolctl.threadpool_info()], path)
+    return 1
+
+
+def test_a_run_has_one_thread(small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(runs, "perform", threads_of_a_job)
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "2")
+    (threads,) = runs.gather([Job(SHORT, 7)], small)
+    assert set(threads) <= {1}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups to interrupt")
+def test_an_interrupt_keeps_the_runs_that_ended(data_dir: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    arguments = ["--data-dir", str(data_dir), "--seeds", "500"]
+    code = f"import pathlib, sys\nfrom docs import report, runs\nruns.CACHE = pathlib.Path({str(cache)!r})\n"
+    command = [sys.executable, "-c", f"{code}sys.exit(report.main({arguments!r}))"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(list(cache.glob("*.pickle"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to workers, too
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == "Interrupted; the runs that ended are kept."
+    assert len([joblib.load(path) for path in cache.glob("*.pickle")]) >= 3
+
+
+@pytest.mark.parametrize(("option", "value"), [("--seeds", "1"), ("--data-dir", "/dev/null/none")])
+def test_what_can_not_be_run_is_told_in_a_sentence(capsys: pytest.CaptureFixture[str], option: str, value: str) -> None:
+    with pytest.raises(SystemExit) as error:
+        report.main([option, value])
+    assert error.value.code == 2
+    assert value in capsys.readouterr().err
+
+
+# ---- the rule
+
+
+@pytest.mark.parametrize(("seeds", "rank"), [(5, 0), (6, 1), (9, 2), (10, 2), (20, 6), (40, 14)])
+def test_the_interval_holds_the_median_in_95_percent(seeds: int, rank: int) -> None:
+    assert judge.rank(seeds) == rank
+    values = np.random.default_rng(0).permutation(seeds) + 1.0
+    low, high, *_ = judge.verdict(values, judge.ABOVE_0)
+    assert (low, high) == ((rank, seeds + 1 - rank) if rank else (-math.inf, math.inf))
+    if rank:
+        bounds = stats.quantile_test(values, p=0.5).confidence_interval(0.95)
+        assert (low, high) == (bounds.low, bounds.high)
+
+
+@pytest.mark.parametrize(
+    ("below", "words"), [(5, "as concluded"), (6, "not shown"), (14, "not shown"), (15, "the opposite")]
+)
+def test_a_verdict_is_told_by_the_6th_and_15th_of_20(below: int, words: str) -> None:
+    values = np.random.default_rng(0).permutation([0.5] * below + [1.5] * (20 - below))
+    assert judge.verdict(values, judge.ABOVE_1)[2:] == (f"{20 - below} of 20", words)
+    assert judge.verdict(values - 1, judge.ABOVE_0)[2:] == (f"{20 - below} of 20", words)
+    assert (
+        judge.verdict(values, judge.ALIKE)[2:] == judge.verdict(-values, judge.ALIKE)[2:] == ("0 of 20", "the opposite")
     )
 
 
-def test_a_new_networks_scores_have_a_variance_of_about_1_in_108() -> None:
-    x = np.random.default_rng(0).normal(size=(200, 784)).astype(np.float32)
-    models = [NumpyModel(seed) for seed in range(20)]
-    for model in models:
-        model.forward(x)
-    variance = np.mean([np.mean(model.matmul_3.memory["y"] ** 2) for model in models])
-    assert variance == pytest.approx(1 / 108, rel=0.2)
-    assert 28 * 16 * 8 == 3584  # what ±1 in place of ±1/√d multiplies the scores by
+def test_differences_within_the_margin_are_alike() -> None:
+    assert pytest.approx(0.0028) == judge.MARGIN
+    assert judge.verdict(np.linspace(-0.0027, 0.0027, 20), judge.ALIKE)[2:] == ("20 of 20", "as concluded")
+    assert judge.verdict(np.linspace(0.001, 0.005, 20), judge.ALIKE)[3] == "not shown"
 
 
-def test_the_steps_of_an_epoch() -> None:
-    batches = list(numpy_mnist.mini_batch((np.zeros((60000, 1)), np.zeros(60000)), 128, 0))
-    assert (len(batches), len(batches[0][0]), len(batches[-1][0])) == (469, 128, 96)
+def test_bursts_and_ends() -> None:
+    losses = np.array([2.4, 3.0, 0.4, 2.2, 2.4, 9.0])
+    assert judge.burst_step(losses) == 4
+    assert judge.burst_step(losses[:4]) is None  # 3.0 came before anything was learned
+    for accuracies, words in (([0.9, 0.9], "burst, not lost"), ([0.9, 0.19], "at chance"), ([0.9, np.nan], "NaN")):
+        assert judge.outcome(Run(losses, np.array(accuracies))) == words
+    assert judge.outcome(Run(losses[:4], np.array([0.3]))) == "no burst"
+
+
+# ---- tables and pictures of made-up runs
+
+
+def made_run(setting: Setting, seed: int) -> Run:
+    """Return a run that tells setting and seed, 100 or 50 steps an epoch; the means of seeds are not their medians."""
+    rng, steps = np.random.default_rng([seed, *repr(setting).encode()]), setting.epochs * 12800 // setting.batch_size
+    losses = 2.3 * np.exp(-np.arange(steps) / (50 + seed**2)) * rng.normal(1, 0.1, steps) + 0.001
+    accuracies = rng.uniform(0.94, 0.98, setting.epochs) - 0.0004 * seed**2
+    if setting == EXPERIMENTS[4] and seed in BURST:
+        losses[300] = BURST[seed]
+    if setting == EXPERIMENTS[3] and seed == 1:
+        losses[750] = 5.0  # after the epochs that the rates are compared in
+    if setting.forms == "no shift and G / X" and seed % 2:
+        losses[203:], accuracies[4:] = np.nan, np.nan
+    if setting == FAST[0]:
+        losses[:], accuracies[:] = 25.0 + seed, 0.098
+    return Run(losses, accuracies)
+
+
+def made_course(job: Job) -> tuple[np.ndarray, float]:
+    """Return what becomes of a burst, with each column unlike the others."""
+    course = np.random.default_rng(len(job.setting.forms)).uniform((1, 0, 10), (5, 1, 20), (sum(AROUND), 3))
+    return (course[:40] if job.setting.forms == IN_BURST[2] else course), 0.93
+
+
+class Refreshed(NamedTuple):
+    """What one call left: the page, the figures by name, and the jobs."""
+
+    page: str
+    figures: dict[str, Any]
+    jobs: list[Job]
+
+    def rows(self, name: str) -> list[list[str]]:
+        """Return the cells of the table between the marks of `name`."""
+        content = self.page.split(f"<!-- {name} -->")[1].split("<!-- end -->")[0]
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in content.splitlines() if "|" in line]
+
+
+@pytest.fixture(scope="module")
+def refreshed(tmp_path_factory: pytest.TempPathFactory) -> Refreshed:
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "report.md").write_text(re.sub(r"(<!-- (?!end).*? -->).*?(<!-- end)", r"\1\2", PAGE, flags=re.DOTALL))
+    figures, jobs, savefig = {}, [], matplotlib.figure.Figure.savefig
+
+    def save(figure: Any, path: Path, **options: Any) -> None:
+        figures[path.name] = figure
+        savefig(figure, path, **options)
+        assert 0 < path.stat().st_size < 400_000
+
+    def gather(asked: list[Job], _: Dataset) -> list[Any]:
+        jobs.extend(asked)
+        return [made_course(job) if job.burst else made_run(job.setting, job.seed) for job in asked]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(report, "PAGE", folder / "report.md")
+        patched.setattr(report, "FIGURES", folder)
+        patched.setattr(report, "gather", gather)
+        patched.setattr(report, "load_dataset", lambda *_: None)
+        patched.setattr(matplotlib.figure.Figure, "savefig", save)
+        assert report.main(["--seeds", str(SEEDS)]) == 0
+    return Refreshed((folder / "report.md").read_text(encoding="utf-8"), figures, jobs)
+
+
+def made(setting: Setting, seeds: int = SEEDS) -> judge.Result:
+    return judge.stack("", setting, [made_run(setting, seed) for seed in range(seeds)])
+
+
+def test_what_is_measured_of_a_run() -> None:
+    losses = np.array([np.linspace(1, 0, 1001)[:-1], np.full(1000, 0.2)])
+    losses[1, ::2] += 0.1
+    result = judge.stack("", Setting(10, 1, 0.1), [Run(row, np.zeros(10)) for row in losses])
+    assert (result.steps, judge.steps_until(result).tolist()) == (100, [901, 1000])
+    np.testing.assert_allclose(result.averages[:, 500], [0.5, 0.25], atol=0.001)
+    np.testing.assert_allclose(judge.fluctuation(result, 3, 4), [0, 0.05], atol=0.001)
+    losses[0, 877:920:2] += 0.02  # while the average falls from 0.125 to 0.08
+    result = judge.stack("", Setting(10, 1, 0.1), [Run(losses[0], np.zeros(10))])
+    assert judge.fluctuation_at_level(result) == pytest.approx(0.01, rel=0.1)
+
+
+def test_measured_is_what_the_words_say(refreshed: Refreshed) -> None:
+    two, three, four, doubled = map(made, (*EXPERIMENTS.values(), DOUBLED))
+    a2, a3, a4, a5 = (result.accuracies.T for result in (two, three, four, doubled))
+    until, moves, at_level = judge.steps_until, judge.fluctuation, judge.fluctuation_at_level
+    losses = two.losses.reshape(SEEDS, 30, 100).mean(axis=2).T
+    less, over = "experiment {} less experiment {}", "experiment {} over experiment {}"
+    level = "fluctuation at a loss of 0.1: "
+    expected = {
+        "accuracy, after epoch 9 less after epoch 2": a2[9] - a2[2],
+        "mean accuracy, epochs 20 to 29 less epochs 10 to 19": a2[20:].mean(axis=0) - a2[10:20].mean(axis=0),
+        "epochs from 11 to 29 in which the accuracy falls, of 19": (a2[11:] < a2[10:-1]).sum(axis=0),
+        "mean loss, epoch 2 less epoch 9": losses[2] - losses[9],
+        "fluctuation, epoch 2 less epoch 9": moves(two, 2, 2) - moves(two, 9, 9),
+        "accuracy after epoch 0: " + less.format(2, 3): a2[0] - a3[0],
+        "epochs until the loss is 0.1: " + less.format(3, 2): until(three) / 50 - until(two) / 100,
+        "accuracy after epoch 9: " + less.format(2, 3): a2[9] - a3[9],
+        "accuracy: experiment 2 after epoch 9 less experiment 3 after epoch 19": a2[9] - a3[19],
+        "accuracy after epoch 9: experiment 2 less 256 at 0.2": a2[9] - a5[9],
+        level + over.format(2, 3): at_level(two) / at_level(three),
+        "fluctuation in epochs 0 to 9: " + over.format(2, 3): moves(two, 0, 9) / moves(three, 0, 9),
+        "fluctuation in epochs 0 to 5: " + over.format(2, 3): moves(two, 0, 5) / moves(three, 0, 5),
+        "fluctuation in epochs 6 to 9: " + over.format(2, 3): moves(two, 6, 9) / moves(three, 6, 9),
+        "steps until the loss is 0.1: " + less.format(3, 4): until(three) - until(four),
+        level + over.format(4, 3): at_level(four) / at_level(three),
+        "lowest accuracy after epochs 5 to 9: " + less.format(3, 4): a3[5:10].min(axis=0) - a4[5:10].min(axis=0),
+        "accuracy after epoch 0: " + less.format(4, 3): a4[0] - a3[0],
+        "accuracy after epoch 2: " + less.format(4, 3): a4[2] - a3[2],
+    }
+    rows = [row for letter in "abcdef" for row in refreshed.rows(f"conclusion {letter}")[2:]]
+    assert [row[0] for row in rows] == list(expected)
+    for text, concluded, median, interval, count, verdict in rows:
+        values = expected[text]
+        low, *_, high = sorted(values)[1:-1]
+        numbers = [float(number) for number in (median, *interval.split(" to "))]
+        np.testing.assert_allclose(numbers, [np.median(values), low, high], rtol=1e-3, atol=6e-5, err_msg=text)
+        bounds = {"above 0": (0, math.inf), "above 1": (1, math.inf), "within ±0.0028": (-0.0028, 0.0028)}[concluded]
+        assert (concluded == "above 1") == ("over" in text)
+        assert (count, verdict) == judge.verdict(values, bounds)[2:]
+
+
+def test_accuracies_are_bold_outside_the_range_of_the_seeds(refreshed: Refreshed) -> None:
+    head, _, *rows, ended = refreshed.rows("accuracies")
+    for number, original in ORIGINAL.items():
+        values = made(EXPERIMENTS[max(number, 2)]).accuracies.round(4).T[:10]
+        cells = [row[head.index(f"original {number}")] for row in rows]
+        for accuracy, row, cell in zip(original, values, cells, strict=False):
+            assert cell == (f"{accuracy:.4f}" if min(row) <= accuracy <= max(row) else f"**{accuracy:.4f}**")
+        if number > 1:
+            expected = [f"{np.median(row):.4f} ({min(row):.4f} to {max(row):.4f})" for row in values]
+            assert [row[head.index(f"experiment {number}")] for row in rows] == expected
+    bold = str(rows).count("**") // 2
+    assert 0 < bold < 33
+    assert f"<!-- outside -->{bold}<!-- end -->" in refreshed.page
+    assert ended[head.index("original 4")] == "4 of 9"
+
+
+def test_ends_are_counted_with_exact_intervals(refreshed: Refreshed) -> None:
+    rates = {row[0]: row[1:] for row in refreshed.rows("rates")[2:]}
+    assert list(rates) == ["0.1", "0.2", "0.5", "0.7", "1.0"]
+    assert rates["0.1"][:6] == ["9", "9", "0", "0", "0", "0% to 34%"]
+    assert rates["0.5"][:6] == ["9", "7", "2", "0", "0", "0% to 34%"]
+    assert rates["1.0"] == ["3", "0", "0", "3", "0", "29% to 100%", "0.0980", "26"]
+    forms = {row[0]: row[1:] for row in refreshed.rows("forms")[2:]}
+    assert list(forms) == [*(f"{name}, 0.5" for name in FORMS), "this lab, 1.0", "exact cross-entropy, 1.0"]
+    assert forms["this lab, 0.5"] == rates["0.5"]
+    assert forms["no shift and G / X, 0.5"][:6] == ["9", "5", "0", "0", "4", "14% to 79%"]
+    calm = np.median([made_run(BY_FORMS[-1], seed).accuracies[-1] for seed in range(0, SEEDS, 2)])
+    assert float(forms["no shift and G / X, 0.5"][6]) == pytest.approx(calm, abs=6e-5)
+
+
+def test_numbers_in_sentences(refreshed: Refreshed) -> None:
+    said = dict(re.findall(r"<!-- ((?!end)[^>]*) -->([^|]*?)<!-- end -->", refreshed.page))
+    assert (said["seeds"], said["low"], said["high"], said["intervals"]) == ("9", "2", "8", "19")
+    assert float(said["missing"]) == pytest.approx(19 * 2 * 10 / 512, abs=0.05)
+    assert float(said["expected"]) == pytest.approx(33 * 2 / 10, abs=0.05)
+    assert said["burst"] == "seed 5, step 300"
+    assert said["machine"] == runs.machine()
+    for name, seeds in (("permutation", made(EXPERIMENTS[2])), ("integers", made(REPLACED, 5))):
+        means = seeds.losses[:, 320:980].reshape(len(seeds.losses), -1, 20).mean(axis=2)  # of 20 steps, from 80 before
+        falls = [means[:, i + 4 : i + 8].sum(axis=1) / means[:, i : i + 4].sum(axis=1) - 1 for i in range(0, 30, 5)]
+        assert said[name] == ", ".join(f"{np.median(fall):+.0%}" for fall in falls)
+    for number, setting in NUDGED.items():
+        moved = abs(made(EXPERIMENTS[number], 3).accuracies[:, :10] - made(setting, 3).accuracies)
+        assert said[f"nudged {number}"] == f"{moved.max():.4f}"
+
+
+def test_each_setting_is_trained_with_its_seeds_in_turn(refreshed: Refreshed) -> None:
+    first, bursts = refreshed.jobs[: -len(IN_BURST)], refreshed.jobs[-len(IN_BURST) :]
+    assert [job.seed for job in first] == sorted(job.seed for job in first)
+    every = {*EXPERIMENTS.values(), DOUBLED, *(EXPERIMENTS[4]._replace(forms=forms) for forms in IN_BURST)}
+    half = {REPLACED, *BY_FORMS} - every
+    quarter = {*NUDGED.values(), *FAST, *SWEEP} - every
+    counts = dict.fromkeys(every, 9) | dict.fromkeys(half, 5) | dict.fromkeys(quarter, 3)
+    assert sorted(first) == sorted(Job(setting, seed) for setting, count in counts.items() for seed in range(count))
+    assert bursts == [Job(EXPERIMENTS[4]._replace(forms=forms), 5, 300) for forms in IN_BURST]
+
+
+def check_lines(ax: Any, expected: Sequence[np.ndarray], ends: Sequence[float], unit: str) -> None:
+    """Check that an axis shows thick the medians of each of `expected`, and thin, if any, its rows, up to `ends`."""
+    thin = [line.get_ydata() for line in ax.lines if line.get_linewidth() == 0.5]
+    assert not thin or np.array_equal(np.concatenate(thin), np.concatenate(expected, axis=None))
+    thick = [line for line in ax.lines if line.get_linewidth() != 0.5 and not line.get_label().startswith("original")]
+    for line, rows, end in zip(thick, expected, ends, strict=True):
+        assert np.array_equal(line.get_ydata(), np.median(rows, axis=0))
+        assert line.get_xdata()[-1] == pytest.approx(end)
+    assert ax.get_xlabel() == unit
+
+
+def test_the_experiments(refreshed: Refreshed) -> None:
+    axes = refreshed.figures["experiments.png"].axes
+    for (number, setting), upper, lower in zip(EXPERIMENTS.items(), axes[:3], axes[3:], strict=True):
+        result = made(setting)
+        check_lines(upper, [result.averages[:, :-25]], [setting.epochs - 26 / result.steps], "")
+        check_lines(lower, [result.accuracies], [setting.epochs], "epochs of training")
+        assert upper.get_title() == f"Experiment {number}: batch size {setting[1]}, learning rate {setting[2]}"
+        assert (upper.get_yscale(), lower.get_yscale()) == ("log", "logit")
+        marks = {line.get_label(): line for line in lower.lines if line.get_marker() in "sD"}
+        assert list(marks) == [f"original, experiment {n}" for n in ((1, 2) if number == 2 else (number,))]
+        for name, line in marks.items():
+            assert tuple(line.get_ydata()) == ORIGINAL[int(name[-1])]
+            assert line.get_xdata()[0] == 1
+        assert lower.get_ylim()[0] < min(result.accuracies.min(), *ORIGINAL[number])
+    assert axes[0].get_ylabel().startswith("training loss")
+    assert axes[3].get_ylabel().startswith("test accuracy")
+
+
+def test_the_batches(refreshed: Refreshed) -> None:
+    results = [made(setting) for setting in BATCHES]
+    rows = [result.averages[:, : 10 * result.steps - 25] for result in results]
+    left, right = refreshed.figures["batches.png"].axes
+    check_lines(left, rows, [10 - 26 / result.steps for result in results], "epochs of training")
+    check_lines(right, rows, [974, 474, 474], "steps")
+    for ax, unit, pers in ((left, "epochs", (100, 50, 50)), (right, "steps", (1, 1, 1))):
+        after = [np.median(judge.steps_until(result)) / per for result, per in zip(results, pers, strict=True)]
+        labels = [f"{s[1]} at {s[2]}: loss 0.1 after {each:.4g} {unit}" for s, each in zip(BATCHES, after, strict=True)]
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == labels
+
+
+def test_the_stairs(refreshed: Refreshed) -> None:
+    (ax,) = refreshed.figures["stairs.png"].axes
+    rows = [result.averages[:, 100:975] for result in (made(EXPERIMENTS[2]), made(REPLACED, 5))]
+    check_lines(ax, rows, [9.74, 9.74], "epochs of training")
+    assert [line.get_label() for line in ax.lines] == ["permutation", "integers"]
+
+
+def test_the_burst(refreshed: Refreshed) -> None:
+    axes = refreshed.figures["burst.png"].axes
+    for i, (ax, words) in enumerate(zip(axes, ("true loss", "share of images with p < ε", "norm"), strict=True)):
+        assert words in ax.get_ylabel()
+        assert ax.get_xlabel().startswith("step")
+        for line, forms in zip(ax.lines, IN_BURST, strict=False):
+            course = made_course(Job(EXPERIMENTS[4]._replace(forms=forms), 0, 1))[0]
+            assert line.get_label().startswith(f"{forms}: ")
+            assert np.array_equal(line.get_ydata(), course[:140, i])
+            assert line.get_xdata()[0] == -AROUND[0]
+            assert (line.get_marker() == "x") == ("NaN" in line.get_label()) == (len(course) == 40)
+    heights = {text.get_text(): text.get_position()[1] for text in axes[0].texts}
+    assert heights == {"ln 10": pytest.approx(np.log(10)), "−ln ε": pytest.approx(-np.log(Log().epsilon))}
+    assert [line.get_ydata()[0] for line in axes[0].lines[3:]] == list(heights.values())
+
+
+# ---- the page
+
+
+def test_the_page_is_filled_in_and_keeps_what_is_written_by_hand(refreshed: Refreshed) -> None:
+    mark = r"(<!-- (?!end).*? -->)(.*?)(?=<!-- end -->)"
+    contents = [content for _, content in re.findall(mark, PAGE, re.DOTALL)]
+    assert all(content.strip() for content in contents)
+    assert "<!-- seeds -->20<!-- end -->" in PAGE
+    by_hand = [re.sub(mark, r"\1", page, flags=re.DOTALL) for page in (PAGE, refreshed.page)]
+    assert by_hand[0] == by_hand[1]
+    assert not re.search(r"^ *<!--[^|\n]*-->.", PAGE, re.MULTILINE)  # Markdown would show such a line as it is
+    with pytest.raises(ValueError, match="another"):
+        report.fill("<!-- seeds --><!-- end -->", {"another": 1})
+
+
+def test_links_and_pictures_are_there(refreshed: Refreshed) -> None:
+    assert set(re.findall(r"\(figures/([^)]+)\)", PAGE)) == set(refreshed.figures)
+    assert all((ROOT / "docs" / link).exists() for link in re.findall(r"\]\(([^)#]+)\)", PAGE))
+    headings = {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", PAGE, re.M)}
+    derivations = (ROOT / "docs" / "derivations.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\]\(report.md#([^)]+)\)", derivations)) <= headings
+
+
+def test_the_readmes_commands_are_the_experiments() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"numpy_mnist.py --epoch-number (\S+) --batch-size (\S+) --learning-rate (\S+)", readme)
+    settings = [EXPERIMENTS[max(number, 2)] for number in ORIGINAL]
+    expected = [(len(original), *setting[1:3]) for original, setting in zip(ORIGINAL.values(), settings, strict=True)]
+    assert commands == [tuple(map(str, each)) for each in expected]
