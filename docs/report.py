@@ -29,7 +29,6 @@ plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.3})
 PAGE = Path(__file__).with_name("report.md")
 FIGURES = PAGE.with_name("figures")
 LOSS = f"training loss (nats per image),\nmean of {WINDOW} steps"
-BURST_LABELS = ("true loss (nats per image)", "share of images with p < ε", "norm of the gradient")
 EPOCHS = 10
 
 # What the original report gave after each epoch of its experiments.
@@ -57,9 +56,6 @@ def plan(seeds: int) -> dict[Setting, int]:
     compared = (*EXPERIMENTS.values(), DOUBLED, *(EXPERIMENTS[4]._replace(forms=forms) for forms in IN_BURST))
     counts = dict.fromkeys((*SWEEP, *FAST, *NUDGED.values()), -(-seeds // 4))
     return counts | dict.fromkeys((*BY_FORMS, REPLACED), -(-seeds // 2)) | dict.fromkeys(compared, seeds)
-
-
-# ---- pictures
 
 
 def draw_seeds(ax: Any, x: np.ndarray, rows: np.ndarray, color: str, label: str) -> None:
@@ -103,8 +99,7 @@ def plot_batches(results: Mapping[Setting, Result]) -> Any:
     for (setting, result), color in zip(results.items(), (COLORS[2], COLORS[3], "#e69f00"), strict=True):
         for ax, per, unit in zip(axes, (result.steps, 1), ("epochs", "steps"), strict=True):
             reached = f"loss {LEVEL} after {np.median(steps_until(result)) / per:.4g} {unit}"
-            label = f"{setting.batch_size} at {setting.learning_rate}: {reached}"
-            draw_losses(ax, result, EPOCHS, per, color, label)
+            draw_losses(ax, result, EPOCHS, per, color, f"{setting.batch_size} at {setting.learning_rate}: {reached}")
             ax.legend(title="batch size at learning rate")
             ax.label_outer()
     axes[0].set_title("Per epoch, 256 at 0.2 falls on 128 at 0.1")
@@ -126,6 +121,7 @@ def plot_stairs(permuted: Result, replaced: Result) -> Any:
 def plot_burst(courses: Mapping[str, tuple[np.ndarray, float]]) -> Any:
     """Draw one burst, from the same weights and batches on, with each of the forms; × is the end of a run."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.5), layout="constrained")
+    labels = ("true loss (nats per image)", "share of images with p < ε", "norm of the gradient")
     for (forms, (course, accuracy)), color in zip(courses.items(), (COLORS[4], "#cc79a7", "black"), strict=True):
         lost = len(course) < sum(AROUND)
         end = "NaN" if lost else f"accuracy {accuracy:.2f} after {AROUND[1]} steps"
@@ -135,19 +131,16 @@ def plot_burst(courses: Mapping[str, tuple[np.ndarray, float]]) -> Any:
     for loss, words in ((judge.GUESSING, "ln 10"), (-np.log(Log().epsilon), "−ln ε")):
         axes[0].axhline(loss, color="gray", linestyle=":")
         axes[0].text(0.99, loss, words, transform=axes[0].get_yaxis_transform(), ha="right", va="bottom", color="gray")
-    for ax, label, scale in zip(axes, BURST_LABELS, ("log", "linear", "symlog"), strict=True):
+    for ax, label, scale in zip(axes, labels, ("log", "linear", "symlog"), strict=True):
         ax.set(xlabel="step, from the first above ln 10", ylabel=label, yscale=scale)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
-# ---- tables
-
-
 def table(*rows: Sequence[object]) -> str:
     """Return a Markdown table, the first row its head."""
     lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join(["", lines[0], "|" + " --- |" * len(rows[0]), *lines[1:], ""])
+    return "\n".join(["\n", lines[0], "|" + " --- |" * len(rows[0]), *lines[1:], "\n"])
 
 
 def accuracies_table(results: Mapping[int, Result], lost: str) -> tuple[str, int]:
@@ -203,8 +196,7 @@ def fill(page: str, contents: Mapping[str, object]) -> str:
 
 def refresh(runs: Mapping[Setting, Sequence[Run]], courses: Mapping[str, Any], burst: Job | None) -> None:
     """Draw the figures and fill in the report."""
-    names = {setting: f"experiment {n}" for n, setting in EXPERIMENTS.items()}
-    names |= {DOUBLED: "256 at 0.2", REPLACED: "integers"}
+    names = {setting: f"experiment {n}" for n, setting in EXPERIMENTS.items()} | {DOUBLED: "256 at 0.2", REPLACED: ""}
     results = {setting: judge.stack(name, setting, runs[setting]) for setting, name in names.items()}
     experiments = {n: results[setting] for n, setting in EXPERIMENTS.items()}
     pictures = {
@@ -220,19 +212,16 @@ def refresh(runs: Mapping[Setting, Sequence[Run]], courses: Mapping[str, Any], b
     accuracies, outside = accuracies_table(experiments, f"{originals_forms.count('NaN')} of {len(originals_forms)}")
     measured = judge.measurements(experiments[2], experiments[3], experiments[4], results[DOUBLED])
     seeds, count = len(runs[DOUBLED]), sum(map(len, measured.values()))
-    low_rank = judge.rank(seeds)
+    missing = count * 2 * stats.binom.cdf(judge.rank(seeds) - 1, seeds, 0.5)
     slow = [Run(run.losses[: len(run.losses) // 2], run.accuracies[:EPOCHS]) for run in runs[EXPERIMENTS[3]]]
     contents = {
         "machine": machine(),
         "seeds": seeds,
-        "low": low_rank,
-        "high": seeds + 1 - low_rank,
+        "ranks": f"{judge.rank(seeds)} and {seeds + 1 - judge.rank(seeds)}",
         "margin": f"{MARGIN:.4f}",
-        "intervals": count,
-        "missing": f"{count * 2 * stats.binom.cdf(low_rank - 1, seeds, 0.5):.1f}",
+        "missing": f"{missing:.1f} of {count}",
         "accuracies": accuracies,
-        "outside": outside,
-        "expected": f"{2 * sum(map(len, ORIGINAL.values())) / (seeds + 1):.1f}",
+        "outside": f"{outside} are outside; {2 * sum(map(len, ORIGINAL.values())) / (seeds + 1):.1f}",
         "rates": outcomes_table("learning rate", {"0.1": slow} | {s.learning_rate: runs[s] for s in SWEEP[1:]}),
         "forms": outcomes_table("forms", {f"{s.forms}, {s.learning_rate}": runs[s] for s in (*BY_FORMS, *FAST)}),
         "burst": f"seed {burst.seed}, step {burst.burst}" if burst else "none",
