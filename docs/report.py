@@ -80,8 +80,9 @@ def plot_experiments(results: Mapping[int, Result]) -> Any:
         draw_seeds(lower, np.arange(1, epochs + 1), result.accuracies, color, f"{seeds} seeds, thick their median")
         for n, marker in ((1, "s"), (2, "D")) if number == 2 else ((number, "D"),):
             after = np.arange(1, len(ORIGINAL[n]) + 1)
-            lower.plot(after, ORIGINAL[n], marker, color="black", mfc="white", label=f"original, experiment {n}")
-        upper.set_title(f"Experiment {number}: batch size {setting.batch_size}, learning rate {setting.learning_rate}")
+            label = "original" if n == number else f"original, experiment {n}"
+            lower.plot(after, ORIGINAL[n], marker, color="black", mfc="white", label=label)
+        upper.set_title(f"Experiment {number}\nbatch size {setting.batch_size}, learning rate {setting.learning_rate}")
         lower.set_yscale("logit")  # so that accuracies near 1 can be told apart, and the worst is in the picture
         lower.set_yticks(ticks := (0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.975, 0.98), map(str, ticks))
         lower.minorticks_off()
@@ -103,7 +104,7 @@ def plot_batches(results: Mapping[Setting, Result]) -> Any:
             ax.legend(title="batch size at learning rate")
             ax.label_outer()
     axes[0].set_title("Per epoch, 256 at 0.2 falls on 128 at 0.1")
-    axes[1].set_title("Per step, 256 at 0.1 falls on 128 at 0.1")
+    axes[1].set_title("Per step, 256 at 0.1 is slightly ahead of 128 at 0.1")
     return figure
 
 
@@ -114,6 +115,8 @@ def plot_stairs(permuted: Result, replaced: Result) -> Any:
         steps = np.arange(result.steps, EPOCHS * result.steps - WINDOW // 2)
         ax.plot(steps / result.steps, np.median(result.averages, axis=0)[steps], color=color, label=label)
     ax.set(yscale="log", xlabel="epochs of training", ylabel=LOSS, xticks=range(1, EPOCHS + 1))
+    ax.set_yticks(ticks := (0.02, 0.05, 0.1, 0.2), map(str, ticks))
+    ax.minorticks_off()
     ax.legend()
     return figure
 
@@ -196,21 +199,21 @@ def fill(page: str, contents: Mapping[str, object]) -> str:
 
 def refresh(runs: Mapping[Setting, Sequence[Run]], courses: Mapping[str, Any], burst: Job | None) -> None:
     """Draw the figures and fill in the report."""
-    names = {setting: f"experiment {n}" for n, setting in EXPERIMENTS.items()} | {DOUBLED: "256 at 0.2", REPLACED: ""}
-    results = {setting: judge.stack(name, setting, runs[setting]) for setting, name in names.items()}
-    experiments = {n: results[setting] for n, setting in EXPERIMENTS.items()}
+    experiments = {n: judge.stack(f"experiment {n}", s, runs[s]) for n, s in EXPERIMENTS.items()}
+    two, three, four = experiments.values()
+    doubled, replaced = (judge.stack(name, s, runs[s]) for name, s in (("256 at 0.2", DOUBLED), ("integers", REPLACED)))
     pictures = {
         "experiments": plot_experiments(experiments),
-        "batches": plot_batches({setting: results[setting] for setting in BATCHES}),
-        "stairs": plot_stairs(experiments[2], results[REPLACED]),
+        "batches": plot_batches(dict(zip(BATCHES, (two, three, doubled), strict=True))),
+        "stairs": plot_stairs(two, replaced),
     } | ({"burst": plot_burst(courses)} if burst else {})
     for name, figure in pictures.items():
         figure.savefig(FIGURES / f"{name}.png", dpi=100)
         plt.close(figure)
 
-    originals_forms = [judge.outcome(run) for run in runs[BY_FORMS[-1]]]
-    accuracies, outside = accuracies_table(experiments, f"{originals_forms.count('NaN')} of {len(originals_forms)}")
-    measured = judge.measurements(experiments[2], experiments[3], experiments[4], results[DOUBLED])
+    ends = [judge.outcome(run) for run in runs[BY_FORMS[-1]]]
+    accuracies, outside = accuracies_table(experiments, f"{ends.count('NaN')} of {len(ends)}")
+    measured = judge.measurements(two, three, four, doubled)
     seeds, count = len(runs[DOUBLED]), sum(map(len, measured.values()))
     missing = count * 2 * stats.binom.cdf(judge.rank(seeds) - 1, seeds, 0.5)
     slow = [Run(run.losses[: len(run.losses) // 2], run.accuracies[:EPOCHS]) for run in runs[EXPERIMENTS[3]]]
@@ -227,8 +230,8 @@ def refresh(runs: Mapping[Setting, Sequence[Run]], courses: Mapping[str, Any], b
         "burst": f"seed {burst.seed}, step {burst.burst}" if burst else "none",
     }
     contents |= {f"conclusion {letter}": measured_table(rows) for letter, rows in measured.items()}
-    for setting, name in ((EXPERIMENTS[2], "permutation"), (REPLACED, "integers")):
-        contents[name] = ", ".join(f"{share:+.0%}" for share in np.median(judge.stairs(results[setting]), axis=0))
+    for result, name in ((two, "permutation"), (replaced, "integers")):
+        contents[name] = ", ".join(f"{share:+.0%}" for share in np.median(judge.stairs(result), axis=0))
     for n, setting in NUDGED.items():
         pairs = zip(runs[EXPERIMENTS[n]], runs[setting], strict=False)
         moved = [abs(run.accuracies[:EPOCHS] - other.accuracies).max() for run, other in pairs]
