@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from docs import judge
-from docs.judge import LEVEL, MARGIN, Result, steps_until
+from docs.judge import Result
 from docs.runs import AROUND, FORMS, Job, Run, Setting, gather, machine
 from numpy_fnn import Log
 from numpy_mnist import DATA_DIR
@@ -99,7 +99,7 @@ def plot_batches(results: Mapping[Setting, Result]) -> Any:
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
     for (setting, result), color in zip(results.items(), (COLORS[2], COLORS[3], "#e69f00"), strict=True):
         for ax, per, unit in zip(axes, (result.steps, 1), ("epochs", "steps"), strict=True):
-            reached = f"loss {LEVEL} after {np.median(steps_until(result)) / per:.4g} {unit}"
+            reached = f"loss {judge.LEVEL} after {np.median(judge.steps_until(result)) / per:.4g} {unit}"
             draw_losses(ax, result, EPOCHS, per, color, f"{setting.batch_size} at {setting.learning_rate}: {reached}")
             ax.legend(title="batch size at learning rate")
             ax.label_outer()
@@ -147,10 +147,7 @@ def table(*rows: Sequence[object]) -> str:
 
 
 def accuracies_table(results: Mapping[int, Result], lost: str) -> tuple[str, int]:
-    """Return the accuracies after each epoch, and how many of the original's, bold, are outside the range of the seeds.
-
-    `lost` says how many runs with the original's forms end in NaN.
-    """
+    """Return the accuracies, with `lost` runs of the original's forms, and how many of its own, bold, are outside."""
     columns, outside = [["after epoch", *map(str, range(EPOCHS)), "ended in NaN"]], 0
     for number, original in ORIGINAL.items():
         values = results[max(number, 2)].accuracies.round(4)[:, :EPOCHS]
@@ -169,7 +166,7 @@ def measured_table(measured: Sequence[judge.Measurement]) -> str:
     """Return what was measured for a conclusion, with counts and verdicts."""
     rows = [("measured", "concluded", "median", "95 % interval", "seeds", "verdict")]
     for text, values, concluded in measured:
-        side = f"within ±{MARGIN:.4f}" if concluded == judge.ALIKE else f"above {concluded[0]:.0f}"
+        side = f"within ±{judge.MARGIN:.4f}" if concluded == judge.ALIKE else f"above {concluded[0]:.0f}"
         *bounds, count, words = judge.verdict(values, concluded)
         median, low, high = (f"{round(float(x), 4) + 0:.4g}" for x in (np.median(values), *bounds))  # -0 + 0 is 0
         rows.append((text, side, median, f"{low} to {high}", count, words))
@@ -209,7 +206,6 @@ def refresh(runs: Mapping[Setting, Sequence[Run]], courses: Mapping[str, Any], b
     } | ({"burst": plot_burst(courses)} if burst else {})
     for name, figure in pictures.items():
         figure.savefig(FIGURES / f"{name}.png", dpi=100)
-        plt.close(figure)
 
     ends = [judge.outcome(run) for run in runs[BY_FORMS[-1]]]
     accuracies, outside = accuracies_table(experiments, f"{ends.count('NaN')} of {len(ends)}")
@@ -221,7 +217,7 @@ def refresh(runs: Mapping[Setting, Sequence[Run]], courses: Mapping[str, Any], b
         "machine": machine(),
         "seeds": seeds,
         "ranks": f"{judge.rank(seeds)} and {seeds + 1 - judge.rank(seeds)}",
-        "margin": f"{MARGIN:.4f}",
+        "margin": f"{judge.MARGIN:.4f}",
         "missing": f"{missing:.1f} of {count}",
         "accuracies": accuracies,
         "outside": f"{outside} are outside; {2 * sum(map(len, ORIGINAL.values())) / (seeds + 1):.1f}",

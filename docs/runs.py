@@ -161,10 +161,10 @@ def follow_burst(dataset: Dataset, setting: Setting, seed: int, burst: int) -> t
 def machine() -> str:
     """Return what the digits of a run depend on besides the code and the data."""
     cpu, blas = Path("/proc/cpuinfo"), np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    names = re.findall("model name\\s*: (.*)", cpu.read_text()) if cpu.exists() else []
-    kernels = sorted({library.get("architecture", "") for library in threadpoolctl.threadpool_info()} - {""})
-    parts = (*(names[:1] or [platform.machine()]), f"Python {platform.python_version()}", f"NumPy {np.__version__}")
-    return ", ".join([*parts, f"{blas['name']} {blas['version']}", *(f"kernels for {name}" for name in kernels)])
+    name = re.search("model name\\s*: (.*)", cpu.read_text()) if cpu.exists() else None  # as on Linux alone
+    kernels = {library["architecture"] for library in threadpoolctl.threadpool_info() if "architecture" in library}
+    versions = f"Python {platform.python_version()}, NumPy {np.__version__}, {blas['name']} {blas['version']}"
+    return f"{name[1] if name else platform.machine()}, {versions}, kernels {' and '.join(sorted(kernels))}"
 
 
 def code() -> str:
