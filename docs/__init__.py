@@ -1,1 +1,1 @@
-"""The report and the scripts that regenerate its tables and figures."""
+"""The pages of the lab, and the programs that belong to them."""
