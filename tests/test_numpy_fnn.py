@@ -25,7 +25,6 @@ REFERENCES: dict[type[Any], Callable[..., torch.Tensor]] = {
     Log: lambda x: torch.log(x + 1e-12),
     Softmax: lambda x: torch.softmax(x, dim=-1),
 }
-COURSE_SHAPES = {"W1": (784, 256), "W2": (256, 64), "W3": (64, 10)}
 GRADIENTS = [f"{name}_grad" for name in ["log", "softmax", "x3", "W3", "relu_2", "x2", "W2", "relu_1", "x1", "W1"]]
 # The largest error, relative to the largest sum of the terms' absolute values: a few roundings, in another order.
 TOLERANCES = {np.float32: 2e-6, np.float64: 4e-15}
@@ -38,7 +37,7 @@ seeds = st.integers(0, 2**32 - 1)
 searching = settings(deadline=None, report_multiple_bugs=False, phases=(Phase.generate, Phase.shrink))
 
 
-def assert_near(name: str, actual: Any, expected: Any, atol: float) -> None:
+def assert_near(name: str, actual: Any, expected: Any, atol: float = 0) -> None:
     """Fail, in a sentence that begins with `name`, unless both are alike in dtype, shape and, within atol, values."""
     __tracebackhide__ = True
     actual, expected = np.asarray(actual), np.asarray(expected)
@@ -50,12 +49,6 @@ def assert_near(name: str, actual: Any, expected: Any, atol: float) -> None:
         i = tuple(int(axis[0]) for axis in np.nonzero(differ))
         values = f"{actual[i]:.6g} at {list(i)}, expected {expected[i]:.6g} ± {atol:.1g}"
         pytest.fail(f"{name} is {values}, off by {actual[i] - expected[i]:.1g}; {differ.sum()} of {differ.size} differ")
-
-
-def assert_same(name: str, actual: np.ndarray, expected: np.ndarray) -> None:
-    """Fail, in a sentence that begins with `name`, unless both are the same to the last bit."""
-    __tracebackhide__ = True
-    assert_near(name, actual, expected, 0)
 
 
 # ---- every operator
@@ -101,7 +94,7 @@ def test_used_operator_computes_what_a_fresh_one_does(operator: type[Any]) -> No
     returned = [run(used, inputs, grad_y) for *inputs, grad_y in cases]
     for (*inputs, grad_y), results in zip(cases, returned, strict=True):
         for name, expected in run(operator(), inputs, grad_y).items():
-            assert_same(f"{name} of {operator.__name__}, after it was used twice,", results[name], expected)
+            assert_near(f"{name} of {operator.__name__}, after it was used twice,", results[name], expected)
 
 
 @all_operators
@@ -133,31 +126,14 @@ def test_Matmul_skips_the_input_gradient_on_request() -> None:
     matmul.forward(np.ones((2, 3)), np.ones((3, 4)))
     for _ in range(2):
         grad_x, _ = matmul.backward(np.ones((2, 4)), needs_input_grad=False)
-        if grad_x is not None:
-            pytest.fail("grad_x of Matmul.backward with needs_input_grad=False is an array, expected None")
+        assert grad_x is None, "grad_x of Matmul.backward with needs_input_grad=False is an array, expected None"
         matmul.memory["W"] = np.ones(0)  # the product with it would be an error
 
 
-@both_dtypes
-def test_Relu_at_zeros_and_infinities_is_torchs(dtype: type[Any]) -> None:
-    x = np.array([[0.0, -0.0, np.inf, -np.inf, 1e-30, -1e-30]], dtype)
-    tensor = torch.tensor(x, requires_grad=True)
-    y = torch.relu(tensor)
-    y.backward(torch.ones_like(tensor))
-    relu = Relu()
-    assert_same("y of Relu", relu.forward(x), y.detach().numpy())
-    assert_same("grad_x of Relu", relu.backward(np.ones_like(x)), tensor.grad)
-
-
-def test_Relu_keeps_NaN() -> None:
-    assert_same("y of Relu", Relu().forward(np.array([[np.nan, -1]])), np.array([[np.nan, 0]]))
-
-
-@both_dtypes
-def test_Log_of_zero_is_finite_and_its_gradient_the_exact_derivative(dtype: type[Any]) -> None:
-    log, zeros = Log(), np.zeros((2, 3), dtype)
-    assert_near("y of Log at 0", log.forward(zeros), np.full_like(zeros, math.log(1e-12)), 1e-4)
-    assert_near("grad_x of Log at 0", log.backward(zeros + 1), np.full_like(zeros, 1e12), 1e6)
+def test_Relu_at_zeros_infinities_and_NaN() -> None:
+    relu, x = Relu(), np.array([0.0, -0.0, np.inf, -np.inf, 1e-30, -1e-30, np.nan])
+    assert_near("y of Relu", relu.forward(x), np.array([0, 0, np.inf, 0, 1e-30, 0, np.nan]))
+    assert_near("grad_x of Relu", relu.backward(np.ones(7))[:6], np.array([0.0, 0, 1, 0, 1, 0]))
 
 
 def test_Log_adds_its_epsilon() -> None:
@@ -168,24 +144,13 @@ def test_Log_adds_its_epsilon() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:overflow")  # of the difference of 3e38 and -3e38, whose exponential is still 0
-@pytest.mark.parametrize(
-    ("scores", "expected"),
-    [
-        ([1e4, -1e4, 0], [1, 0, 0]),
-        ([3e38, -3e38, 0], [1, 0, 0]),
-        ([-3e38, -3e38, 3e38], [0, 0, 1]),
-        ([-3e38, -3e38, -3e38], [1 / 3, 1 / 3, 1 / 3]),
-        ([7, 7, 7], [1 / 3, 1 / 3, 1 / 3]),
-        ([0, 100, 0], [0, 1, 0]),
-    ],
-    ids=str,
-)
-def test_Softmax_of_extreme_scores_is_right(scores: list[float], expected: list[float]) -> None:
+def test_Softmax_of_extreme_scores_is_right() -> None:
+    scores = np.array([[1e4, -1e4, 0], [3e38, -3e38, 0], [-3e38, -3e38, -3e38], [0, 100, 0]], np.float32)
+    expected = np.array([[1, 0, 0], [1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0, 1, 0]], np.float32)
     softmax = Softmax()
-    y = softmax.forward(np.array([scores], np.float32))
-    assert_near(f"y of Softmax for scores {scores}", y, np.array([expected], np.float32), 1e-7)
-    grad_x = softmax.backward(np.array([[1e12, -1, 0]], np.float32))
-    assert np.isfinite(grad_x).all(), f"grad_x of Softmax for scores {scores} is {grad_x}"
+    assert_near(f"y of Softmax for scores\n{scores}\n", softmax.forward(scores), expected, 1e-7)
+    grad_x = softmax.backward(np.resize(np.array([1e12, -1, 0], np.float32), scores.shape))
+    assert np.isfinite(grad_x).all(), f"grad_x of Softmax for scores\n{scores}\nis\n{grad_x}"
 
 
 # ---- the operators, over shapes, sizes of numbers and memory layouts
@@ -227,15 +192,6 @@ def test_operator_agrees_with_torch(
         assert_near(f"{name} of {operator.__name__}", actual, expected, TOLERANCES[dtype] * summed.max())
 
 
-@given(sizes, sizes, st.integers(-30, 30), seeds)
-@searching
-def test_Softmax_rows_are_distributions(n: int, classes: int, exponent: int, seed: int) -> None:
-    x = np.random.default_rng(seed).standard_normal((n, classes)) * 10.0**exponent
-    y = Softmax().forward(x.astype(np.float32))
-    assert y.min() >= 0
-    assert_near("the sum of a row of Softmax's y", y.sum(axis=-1), np.ones(n, np.float32), 1e-6)
-
-
 # ---- the loss
 
 
@@ -262,84 +218,53 @@ def test_NumpyLoss_takes_two_matrices_of_one_shape(pred_shape: tuple[int, ...], 
         NumpyLoss().get_loss(np.ones(pred_shape), np.ones(target_shape))
 
 
-def test_NumpyLoss_of_a_certain_wrong_answer_is_a_large_finite_loss() -> None:
-    softmax, log, numpy_loss = Softmax(), Log(), NumpyLoss()
-    y_pred = log.forward(softmax.forward(np.array([[1e4, 0, -1e4]], np.float32)))
-    assert numpy_loss.get_loss(y_pred, np.array([[0, 0, 1]])) == pytest.approx(-math.log(1e-12))
-    assert np.isfinite(softmax.backward(log.backward(numpy_loss.backward()))).all()
-
-
 # ---- the model
 
 
 @pytest.mark.parametrize("shape", [(32, 784), (32, 28, 28), (32, 1, 28, 28)], ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-12)])
 def test_NumpyModel_agrees_with_torch(dtype: type[Any], tolerance: float, shape: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(0)
-    weights = [rng.uniform(-0.1, 0.1, shape).astype(dtype) for shape in NumpyModel.SHAPES.values()]
-    x, target = rng.standard_normal(shape).astype(dtype), np.eye(10, dtype=dtype)[rng.integers(0, 10, 32)]
-    model, numpy_loss, reference = NumpyModel(), NumpyLoss(), TorchModel(*weights)
-    model.W1, model.W2, model.W3 = weights
-
-    def compare(name: str, actual: np.ndarray, expected: np.ndarray) -> None:
-        __tracebackhide__ = True
-        assert_near(f"{name} of NumpyModel", actual, expected, tolerance * abs(expected).max())
-
-    y_pred, expected_pred = model.forward(x), reference.forward(x)
-    compare("y_pred", y_pred, expected_pred.detach().numpy())
-    expected_loss = reference.backward(expected_pred, target)
-    assert numpy_loss.get_loss(y_pred, target) == pytest.approx(expected_loss, rel=tolerance)
-    model.backward(numpy_loss.backward())
-    for name in GRADIENTS:
-        compare(name, getattr(model, name), reference.gradient(name))
-
-
-def test_used_NumpyModel_computes_what_a_fresh_one_does() -> None:
-    used, used_loss, rng = NumpyModel(0), NumpyLoss(), np.random.default_rng(0)
-    for _ in range(2):
-        used.W1, used.W2, used.W3 = (W + W[::-1] for W in (used.W1, used.W2, used.W3))
-        fresh, fresh_loss = NumpyModel(), NumpyLoss()
-        fresh.W1, fresh.W2, fresh.W3 = used.W1, used.W2, used.W3
-        x, target = rng.standard_normal((4, 784), np.float32), np.eye(10)[rng.integers(0, 10, 4)]
-        losses = []
-        for model, numpy_loss in ((used, used_loss), (fresh, fresh_loss)):
-            losses.append(numpy_loss.get_loss(model.forward(x), target))
-            model.backward(numpy_loss.backward())
-        assert losses[0] == losses[1]
-        for name in GRADIENTS:
-            assert_same(f"{name} of a used NumpyModel", getattr(used, name), getattr(fresh, name))
+    model, numpy_loss, rng = NumpyModel(), NumpyLoss(), np.random.default_rng(0)
+    for batch in ("first", "second"):
+        weights = [rng.uniform(-0.1, 0.1, shape).astype(dtype) for shape in NumpyModel.SHAPES.values()]
+        x, target = rng.standard_normal(shape).astype(dtype), np.eye(10, dtype=dtype)[rng.integers(0, 10, 32)]
+        model.W1, model.W2, model.W3 = weights
+        y_pred = model.forward(x)
+        loss = numpy_loss.get_loss(y_pred, target)
+        model.backward(numpy_loss.backward())
+        reference = TorchModel(*weights)
+        expected_pred = reference.forward(x)
+        assert loss == pytest.approx(reference.backward(expected_pred, target), rel=tolerance)
+        pairs = {"y_pred": (y_pred, expected_pred.detach().numpy())}
+        pairs |= {name: (getattr(model, name), reference.gradient(name)) for name in GRADIENTS}
+        for name, (actual, expected) in pairs.items():
+            assert_near(f"{name} of NumpyModel's {batch} batch", actual, expected, tolerance * abs(expected).max())
 
 
 def test_NumpyModel_skips_the_input_gradient_on_request() -> None:
     model, numpy_loss = NumpyModel(), NumpyLoss()
     numpy_loss.get_loss(model.forward(np.ones((2, 784), np.float32)), np.eye(10)[:2])
     model.backward(numpy_loss.backward(), needs_input_grad=False)
-    if model.x1_grad is not None:
-        pytest.fail("x1_grad of NumpyModel.backward with needs_input_grad=False is an array, expected None")
+    assert model.x1_grad is None, (
+        "x1_grad of NumpyModel.backward with needs_input_grad=False is an array, expected None"
+    )
 
 
-def test_NumpyModel_has_the_shapes_of_the_course() -> None:
-    assert NumpyModel.SHAPES == COURSE_SHAPES
-
-
-def test_NumpyModel_starts_with_the_distribution_of_torch_linear() -> None:
-    model = NumpyModel(1)
-    for name, (fan_in, fan_out) in NumpyModel.SHAPES.items():
-        weight = getattr(model, name)
-        assert weight.shape == (fan_in, fan_out)
-        assert weight.dtype == np.float32
-        expected = torch.nn.Linear(fan_in, fan_out).weight.detach().numpy()
-        assert 0.98 * fan_in**-0.5 < -weight.min() <= fan_in**-0.5
-        assert 0.98 * fan_in**-0.5 < weight.max() <= fan_in**-0.5
-        assert weight.std() == pytest.approx(expected.std(), rel=0.1)
-        assert weight.mean() == pytest.approx(0, abs=0.1 * fan_in**-0.5)
+def test_NumpyModel_starts_with_the_shapes_of_the_course_and_uniform_in_fan_in() -> None:
+    model, shapes = NumpyModel(1), {"W1": (784, 256), "W2": (256, 64), "W3": (64, 10)}
+    for name, (fan_in, fan_out) in shapes.items():
+        weight, bound = getattr(model, name), fan_in**-0.5
+        assert (weight.shape, weight.dtype) == ((fan_in, fan_out), np.float32)
+        assert abs(weight).max() <= bound
+        quartiles = np.quantile(weight / bound, [0, 0.25, 0.5, 0.75, 1])
+        np.testing.assert_allclose(quartiles, [-1, -0.5, 0, 0.5, 1], atol=0.05)
 
 
 def test_NumpyModel_follows_the_seed() -> None:
     model, same = NumpyModel(0), NumpyModel(np.random.default_rng(0))
     others = (NumpyModel(1), NumpyModel(), NumpyModel())
     for name in NumpyModel.SHAPES:
-        assert_same(name, getattr(same, name), getattr(model, name))
+        assert_near(name, getattr(same, name), getattr(model, name))
         assert len({getattr(other, name).tobytes() for other in (model, *others)}) == 4
 
 
@@ -354,29 +279,12 @@ def test_NumpyModel_takes_images_alone(shape: tuple[int, ...]) -> None:
         NumpyModel().forward(np.ones(shape))
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "words"),
-    [
-        ("W1", (256, 784), "Matmul has x (2, 784) and W (256, 784), expected (N, d) and (d, d')"),
-        ("W1", (784, 257), "Matmul has x (2, 257) and W (256, 64), expected (N, d) and (d, d')"),
-        ("W2", (64,), "Matmul has x (2, 256) and W (64,), expected (N, d) and (d, d')"),
-        ("W3", (64, 11), "NumpyLoss has pred (2, 11) and target (2, 10), expected (N, C) with N > 0"),
-    ],
-    ids=["W1 transposed", "W1 too wide", "W2 a vector", "W3 too wide"],
-)
-def test_NumpyModel_with_a_weight_that_does_not_fit(name: str, shape: tuple[int, ...], words: str) -> None:
-    model = NumpyModel()
-    setattr(model, name, np.ones(shape))
-    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
-        NumpyLoss().get_loss(model.forward(np.ones((2, 784))), np.eye(10)[:2])
-
-
 @pytest.mark.parametrize("kind", [np.float64, np.float16, np.uint8])
 @both_dtypes
 def test_NumpyModel_computes_in_the_dtype_of_its_weights(dtype: type[Any], kind: type[Any]) -> None:
     model, images = NumpyModel(0), np.eye(784)[:3].astype(kind)
     model.W1, model.W2, model.W3 = (W.astype(dtype) for W in (model.W1, model.W2, model.W3))
-    assert_same("y_pred of NumpyModel", model.forward(images), model.forward(images.astype(dtype)).astype(dtype))
+    assert_near("y_pred of NumpyModel", model.forward(images), model.forward(images.astype(dtype)).astype(dtype))
 
 
 @pytest.mark.parametrize(
@@ -415,34 +323,9 @@ def test_optimize_takes_a_step(rate: float, dtype: type[Any]) -> None:
 # ---- the course's own code
 
 
-def test_course_handout_code_runs_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The course's tester: operators one by one, then the model with weights made by torch."""
-    monkeypatch.setattr(NumpyModel, "SHAPES", COURSE_SHAPES)
-    np.random.seed(0)  # noqa: NPY002
+def test_course_handout_code_runs_unchanged() -> None:
+    """As its tester and its training loop do: weights of torch, transposed, float64 targets, and loss.item()."""
     torch.manual_seed(0)
-    x, W = np.random.normal(size=(5, 6)), np.random.normal(size=(6, 4))  # noqa: NPY002
-    numpy_matmul = Matmul()
-    numpy_out = numpy_matmul.forward(x, W)
-    numpy_x_grad, numpy_W_grad = numpy_matmul.backward(np.ones_like(numpy_out))
-    torch_x, torch_W = (torch.from_numpy(array).clone().requires_grad_() for array in (x, W))
-    torch_out = torch.matmul(torch_x, torch_W)
-    torch_out.sum().backward()
-    results = {
-        "y of Matmul": (numpy_out, torch_out),
-        "grad_x of Matmul": (numpy_x_grad, torch_x.grad),
-        "grad_w of Matmul": (numpy_W_grad, torch_W.grad),
-    }
-
-    for numpy_op, torch_op in ((Relu(), torch.relu), (Log(), torch.log), (Softmax(), lambda x: torch.softmax(x, -1))):
-        x = np.random.uniform(low=0.1, high=1.0, size=(3, 4))  # noqa: NPY002
-        numpy_out = numpy_op.forward(x)
-        numpy_x_grad = numpy_op.backward(np.ones_like(numpy_out))
-        torch_x = torch.from_numpy(x).clone().requires_grad_()
-        torch_out = torch_op(torch_x)
-        torch_out.sum().backward()
-        name = type(numpy_op).__name__
-        results |= {f"y of {name}": (numpy_out, torch_out), f"grad_x of {name}": (numpy_x_grad, torch_x.grad)}
-
     layers = [torch.nn.Linear(fan_in, fan_out, bias=False) for fan_in, fan_out in ((784, 256), (256, 64), (64, 10))]
     reference = TorchModel(*(layer.weight.T.detach().numpy() for layer in layers))
     numpy_loss: Any = NumpyLoss()
@@ -453,15 +336,8 @@ def test_course_handout_code_runs_unchanged(monkeypatch: pytest.MonkeyPatch) -> 
     y_pred = model.forward(x)
     loss = numpy_loss.get_loss(y_pred, y)
     model.backward(numpy_loss.backward())
-    torch_pred = reference.forward(x)
-    assert loss.item() == pytest.approx(reference.backward(torch_pred, y), rel=1e-6)
-    results["y_pred of NumpyModel"] = (y_pred, torch_pred)
-    for name in GRADIENTS:
-        results[f"{name} of NumpyModel"] = (getattr(model, name), torch.from_numpy(reference.gradient(name)))
     model.optimize(0.1)
+    assert loss.item() == pytest.approx(reference.backward(reference.forward(x), y), rel=1e-6)
     reference.optimize(0.1)
-    for name in COURSE_SHAPES:
-        results[f"{name} of NumpyModel"] = (getattr(model, name), getattr(reference, name))
-
-    for name, (ours, theirs) in results.items():
-        assert_near(name, ours, theirs.detach().numpy(), 1e-6)
+    for name in ("W1", "W2", "W3"):
+        assert_near(f"{name} after a step", getattr(model, name), getattr(reference, name).detach().numpy(), 1e-6)
