@@ -7,10 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Beside other busy programs, threads that wait for each other take many times as long. NumPy and torch look at start.
+# Beside other busy programs, threads that wait for each other take many times as long. NumPy and torch look at start,
+# OpenBLAS and MKL at OpenMP's variable, too; VECLIB is macOS's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("VECLIB_MAXIMUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")  # no windows
 

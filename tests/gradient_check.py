@@ -32,8 +32,7 @@ def numerical_gradient(f: Callable[[], float], x: np.ndarray) -> np.ndarray:
     """
     slopes = np.zeros(x.shape)
     for i in np.ndindex(x.shape):
-        entry = x[i]
-        h = STEP * abs(entry)
+        entry, h = x[i], STEP * abs(x[i])
         x[i] = entry + h
         above = f()
         x[i] = entry - h
@@ -48,29 +47,25 @@ def relative_errors(computed: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return abs(computed - expected) / np.maximum(abs(computed) + abs(expected), 1e-3)
 
 
-class Mistake(Exception):
-    """What is to be repaired before a gradient can be compared."""
-
-
 @contextmanager
 def keeping(call: str, **arrays: np.ndarray) -> Iterator[None]:
-    """Raise Mistake if what is done inside, `call` by name, changes one of the arrays."""
+    """Raise ValueError if what is done inside, `call` by name, changes one of the arrays."""
     before = {name: array.copy() for name, array in arrays.items()}
     yield
     for name, array in arrays.items():
         if not np.array_equal(array, before[name], equal_nan=True):
-            raise Mistake(f"{call} changed {name} in place")
+            raise ValueError(f"{call} changed {name} in place")
 
 
 def check_returned(call: str, result: object, kind: type, expected: str) -> None:
-    """Raise Mistake unless the result is an array or a tuple, `kind`, as `expected` names it."""
+    """Raise ValueError unless the result is an array or a tuple, `kind`, as `expected` names it."""
     if not isinstance(result, kind):
         names = {np.ndarray: "one array", type(None): "None"}
-        raise Mistake(f"{call} returned {names.get(type(result), type(result).__name__)}, expected {expected}")
+        raise ValueError(f"{call} returned {names.get(type(result), type(result).__name__)}, expected {expected}")
 
 
 def run(op: Any, inputs: list[np.ndarray], grad_y: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the output and the gradient with respect to every input under their names; raise Mistake for others."""
+    """Return the output and the gradient with respect to every input under their names; raise ValueError for others."""
     forward, backward = (f"{type(op).__name__}.{method}" for method in ("forward", "backward"))
     arrays = dict(zip("xW", inputs, strict=False))
     with keeping(forward, **arrays):
@@ -78,7 +73,7 @@ def run(op: Any, inputs: list[np.ndarray], grad_y: np.ndarray) -> dict[str, np.n
     check_returned(forward, y, np.ndarray, "y")
     check_shape(f"y of {forward}", y, grad_y.shape)
     if "y" not in op.memory:
-        raise Mistake(f'{forward} left no "y" in memory')
+        raise ValueError(f'{forward} left no "y" in memory')
     with keeping(backward, **arrays, y=y, grad_y=grad_y):
         grads = op.backward(grad_y)
     if len(inputs) == 1:
@@ -106,19 +101,15 @@ def check_loss() -> Comparison:
     return computed, numerical_gradient(lambda: numpy_loss.get_loss(pred, target), pred)
 
 
-def draw(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Return random numbers of either sign and away from 0, where a relative step would be lost in rounding."""
-    return rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape)
-
-
 def check_model(name: str) -> Comparison:
     """Return a corner of the model's gradient for "W1", "W2", "W3" or "x1" as computed, and as it should be."""
     rng, model = np.random.default_rng(0), NumpyModel()
-    arrays = {"x1": draw(rng, 4, 784)}
+    arrays = {"x1": rng.standard_normal((4, 784))}
     for weight, (d, width) in NumpyModel.SHAPES.items():
-        arrays[weight] = draw(rng, d, width) / np.sqrt(d)
+        arrays[weight] = rng.standard_normal((d, width)) / np.sqrt(d)
         setattr(model, weight, arrays[weight])
-    grad_y = draw(rng, *model.forward(arrays["x1"]).shape)
+    grad_y = rng.standard_normal((4, 10))
+    model.forward(arrays["x1"])
     model.backward(grad_y.copy())
     computed = getattr(model, f"{name}_grad")
     check_shape(f"{name}_grad", np.asarray(computed), arrays[name].shape)
@@ -144,11 +135,11 @@ GRADIENTS: list[tuple[str, str, str, Callable[[], Comparison]]] = [
 
 def side_by_side(computed: np.ndarray, expected: np.ndarray) -> str:
     """Return two matrices as text, with a star at each entry that differs."""
-    differs = ~(relative_errors(computed, expected) < TOLERANCE)  # NaN differs, too
     text = f"{'as computed (* differs)':>39}   {'as it should be':>33}\n"
-    for i in range(len(expected)):
-        left = [f"{value:11.3g}{' *'[star]} " for value, star in zip(computed[i], differs[i].astype(int), strict=True)]
-        text += "".join(left) + "   " + "".join(f"{value:11.3g}" for value in expected[i]) + "\n"
+    for row, right in zip(computed, expected, strict=True):
+        stars = [" " if error < TOLERANCE else "*" for error in relative_errors(row, right)]  # NaN differs, too
+        text += "".join(f"{value:11.3g}{star} " for value, star in zip(row, stars, strict=True))
+        text += "   " + "".join(f"{value:11.3g}" for value in right) + "\n"
     return text
 
 
@@ -170,7 +161,7 @@ def main() -> int:
                 case = side_by_side(computed, expected)
         except NotImplementedError:
             verdict = "not written yet"
-        except Mistake as error:
+        except ValueError as error:
             verdict = str(error)
         except Exception as error:  # a mistake in an operator can be any of them
             verdict = f"{type(error).__name__}: {error}"
