@@ -104,6 +104,7 @@ X1_W1 = "self.x1_grad, self.W1_grad ="
         ("Relu grad_x", RELU, f"{RELU}[1:]", "y of Relu.forward has shape (2, 3), expected (3, 3)"),
         ("Relu grad_x", MEMORY, "pass", 'Relu.forward left no "y" in memory'),
         ("Relu grad_x", MEMORY, 'self.memory = {"y": y}', "KeyError: 'x'"),
+        ("Relu grad_x", RELU, "x[x < 0] = 0; y = x", "Relu.forward changed x in place"),
         ("Log grad_x", "y = np.log(", "x += 1e-12; y = np.log(", "Log.forward changed x in place"),
         ("Softmax grad_x", "return y * (", "y *= 2; return y * (", "Softmax.backward changed y in place"),
         ("Matmul grad_x", "        return y\n", "", "Matmul.forward returned None, expected y"),
