@@ -6,7 +6,6 @@ import hashlib
 import http.server
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,20 +25,7 @@ import torchvision
 from torchvision import transforms
 
 from tests.conftest import idx
-from utils import (
-    DATASETS,
-    FILES,
-    DataError,
-    Dataset,
-    load_dataset,
-    moving_average,
-    one_hot,
-    picture_file,
-    plot_curve,
-)
-
-ROOT = Path(__file__).parent.parent
-TRAIN_IMAGES, TRAIN_LABELS = FILES[:2]
+from utils import DATASETS, FILES, DataError, Dataset, load_dataset, moving_average, one_hot, picture_file, plot_curve
 
 
 def test_one_hot() -> None:
@@ -47,9 +34,8 @@ def test_one_hot() -> None:
     np.testing.assert_array_equal(targets, np.eye(10)[[2, 0, 9]])
     np.testing.assert_array_equal(one_hot(torch.tensor([1, 0]), 2), [[0, 1], [1, 0]])
     for labels in ([0, 10], [0, -1], [0, 0.5], [[0], [1]], np.eye(10)):
-        with pytest.raises(
-            ValueError, match=rf"^labels are .*{np.max(labels)} in shape .*, expected integers from 0 to 9"
-        ):
+        words = rf"^labels are .*{np.max(labels)} in shape .*, expected integers from 0 to 9"
+        with pytest.raises(ValueError, match=words):
             one_hot(labels)
 
 
@@ -69,21 +55,18 @@ def panels(figure: Any) -> dict[str, Any]:
     return {ax.get_ylabel().split(" (")[0] or ("mistakes" if ax.texts else "weights"): ax for ax in figure.axes}
 
 
-def learned(mistakes: int, width: int = 40, rows: int = 784) -> dict[str, Any]:
-    """Return a stand-in for a model with W1 (rows, width), and 20 test images, so many of which it takes for others."""
+def learned(mistakes: int, shape: tuple[int, int] = (784, 40), scale: float = 1) -> dict[str, Any]:
+    """Return a stand-in for a model with W1 of a shape, and 20 test images, so many of which it takes for others."""
     rng = np.random.default_rng(0)
     y_pred = np.log(rng.dirichlet(np.ones(10), 20))
     labels = (y_pred.argmax(axis=1) + (np.arange(20) < mistakes)) % 10
-    model = types.SimpleNamespace(W1=rng.standard_normal((rows, width)), forward=lambda images: y_pred)
+    model = types.SimpleNamespace(W1=scale * rng.standard_normal(shape), forward=lambda images: scale * y_pred)
     return {"model": model, "test_set": (rng.random((20, 28, 28)), labels)}
 
 
 def test_picture_shows_losses_and_accuracies_with_units(tmp_path: Path) -> None:
-    path = tmp_path / "lös s.png"
     losses = np.linspace(2.3, 0.1, 200).tolist()
-    figure = plot_curve(losses, [0.9, 0.95], [0.91, 0.97], title="MNIST: a title", path=str(path))
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert plt.get_fignums() == []
+    figure = plot_curve(losses, [0.9, 0.95], [0.91, 0.97], title="MNIST: a title", path=str(tmp_path / "loss.png"))
     assert figure.get_suptitle() == "MNIST: a title"
     loss, accuracy = figure.axes
     np.testing.assert_array_equal(loss.lines[0].get_ydata(), losses)
@@ -97,16 +80,15 @@ def test_picture_shows_losses_and_accuracies_with_units(tmp_path: Path) -> None:
     assert re.fullmatch("mean of .*51 steps", legends[0][1])
 
 
-@pytest.mark.parametrize(("name", "start"), [("a.PNG", b"\x89PNG"), ("a.pdf", b"%PDF"), ("a.svg", b"<?xml")])
+@pytest.mark.parametrize(("name", "start"), [("lös s.PNG", b"\x89PNG"), ("a.pdf", b"%PDF"), ("a.svg", b"<?xml")])
 def test_format_is_that_of_the_extension(name: str, start: bytes, tmp_path: Path) -> None:
     plot_curve([2.3], path=str(tmp_path / name))
     assert (tmp_path / name).read_bytes().startswith(start)
 
 
 def test_epochs_are_counted_in_whole_numbers(tmp_path: Path) -> None:
-    for epochs in (1, 2, 3, 10, 30):
-        accuracies = [0.9] * epochs
-        accuracy = plot_curve([1.0] * epochs, accuracies, accuracies, path=str(tmp_path / "loss.png")).axes[1]
+    for epochs in (1, 3, 30):
+        accuracy = plot_curve([2.3], [0.9] * epochs, [0.9] * epochs, path=str(tmp_path / "loss.png")).axes[1]
         low, high = accuracy.get_xlim()
         ticks = [tick for tick in accuracy.get_xticks() if low <= tick <= high]
         assert ticks == [int(tick) for tick in ticks] != []
@@ -127,10 +109,10 @@ def test_all_losses_but_a_burst_are_within_the_limits(tmp_path: Path) -> None:
     ("epochs", "run", "expected"),
     [
         pytest.param(0, {}, ["training loss"], id="losses alone"),
-        pytest.param(0, learned(3), ["training loss", "weights", "mistakes"], id="interrupted in the first epoch"),
+        pytest.param(0, learned(3, scale=np.nan), ["training loss"], id="diverged"),
+        pytest.param(0, learned(0, scale=0), ["training loss", "weights", "mistakes"], id="weights of zero"),
         pytest.param(1, learned(0), ["training loss", "accuracy", "weights"], id="nothing wrong"),
-        pytest.param(1, learned(1), ["training loss", "accuracy", "weights", "mistakes"], id="one mistake"),
-        pytest.param(2, learned(20, 8, 785), ["training loss", "accuracy", "weights", "mistakes"], id="few, with bias"),
+        pytest.param(2, learned(20, (785, 8)), ["training loss", "accuracy", "weights", "mistakes"], id="with bias"),
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -143,16 +125,9 @@ def test_no_panel_is_empty_and_the_loss_is_the_largest(
     assert figure.axes[0].lines[0].get_marker() == ".", "the line of a single step can't be seen"
     areas = [ax.get_position().width * ax.get_position().height for ax in figure.axes]
     assert areas[0] == max(areas)
-
-
-@pytest.mark.filterwarnings("error")
-def test_model_that_diverged_is_not_shown_and_weights_of_zero_are(tmp_path: Path) -> None:
-    run = learned(3)
-    run["model"].W1[:] = 0
-    shown = panels(plot_curve([2.3], **run, path=str(tmp_path / "loss.png")))
-    assert shown["weights"].images[0].get_clim() == (-1, 1)
-    run["model"].forward = lambda images: np.full((20, 10), np.nan)
-    assert list(panels(plot_curve([2.3], **run, path=str(tmp_path / "loss.png")))) == ["training loss"]
+    for image in (image for ax in figure.axes for image in ax.images):
+        low, high = image.get_clim()
+        assert low < high
 
 
 def test_picture_shows_the_largest_weights_and_the_most_certain_mistakes(tmp_path: Path) -> None:
@@ -182,10 +157,10 @@ def test_picture_shows_the_largest_weights_and_the_most_certain_mistakes(tmp_pat
 
 
 def test_window_is_shown_where_there_is_a_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[list[int]] = []
+    shown: list[int] = []
 
     def interrupted_show(block: bool) -> None:
-        shown.append(plt.get_fignums())
+        shown.append(len(plt.get_fignums()))
         raise KeyboardInterrupt  # Ctrl-C in the terminal, which ends the run as closing the window does
 
     monkeypatch.setattr(plt, "show", interrupted_show)
@@ -196,67 +171,29 @@ def test_window_is_shown_where_there_is_a_display(tmp_path: Path, monkeypatch: p
     plot_curve([2.3], path=path, show=False)
     assert shown == []
     plot_curve([2.3], path=path)
-    assert len(shown) == 1
-    assert len(shown[0]) == 1
-    assert plt.get_fignums() == []
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows can't limit the size of files")
-@pytest.mark.parametrize("extension", ["png", "jpg", "pdf"])
-def test_picture_that_does_not_fit_leaves_the_old_one(extension: str, tmp_path: Path) -> None:
-    import resource
-
-    path = tmp_path / f"loss.{extension}"
-    path.write_bytes(b"old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # bytes; a full disk fails in the same way
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            plot_curve([2.3], path=str(path))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert path.read_bytes() == b"old"
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert shown == [1]
     assert plt.get_fignums() == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows lets administrators alone make links")
-def test_picture_follows_a_link_and_replaces_nothing_but_files(tmp_path: Path) -> None:
+def test_picture_follows_a_link(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     link = tmp_path / "loss.png"
-    for there in ("first", "again"):
-        link.unlink(missing_ok=True)
-        link.symlink_to("here/there.png")
+    link.symlink_to("here/there.png")
+    for _ in range(2):  # where there is no file yet, and where there is one
         plot_curve([2.3], path=str(link))
-        assert (tmp_path / "here" / "there.png").read_bytes().startswith(b"\x89PNG"), there
-        assert link.is_symlink()
+    assert link.is_symlink()
     assert [file.name for file in (tmp_path / "here").iterdir()] == ["there.png"]
-    link.unlink()
-    link.symlink_to(os.devnull)
-    for path in (link, tmp_path / "here"):
-        with pytest.raises((OSError, ValueError)):
-            picture_file(str(path))
-    assert not Path(os.devnull).is_file()
+    assert link.read_bytes().startswith(b"\x89PNG")
 
 
 def test_picture_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
     path = tmp_path / "loss.png"
-    assert picture_file(str(path))[0] == path.resolve()
-    assert not path.exists()
     path.write_bytes(b"old")
-    # An administrator may write everywhere: no permission bits would do it.
-    for owner, name, refusal in ((os, "access", lambda *_: False), (Path, "touch", refuse)):
-        monkeypatch.setattr(owner, name, refusal)
-        for save in (picture_file, lambda path: plot_curve([2.3], path=path)):
-            with pytest.raises(OSError, match=r"may be written to|Permission denied"):
-                save(str(path))
-        monkeypatch.undo()
-    assert path.read_bytes() == b"old"
+    monkeypatch.setattr(os, "access", lambda *_: False)  # an administrator may write everywhere, whatever the bits
+    for save in (picture_file, lambda path: plot_curve([2.3], path=path)):
+        with pytest.raises(OSError, match="may be written to"):
+            save(str(path))
 
 
 # ---- data sets in place
@@ -271,7 +208,6 @@ def test_files_in_place_are_read_and_normalized_as_torchvision_does(data_dir: Pa
         assert labels.dtype == np.uint8
         np.testing.assert_array_equal(images, np.stack([np.asarray(image[0]) for image, _ in expected]))
         np.testing.assert_array_equal(labels, expected.targets)
-        assert images.flags.writeable
         assert labels.flags.writeable
     assert (dataset.name, dataset.source) == ("MNIST", str(data_dir / "MNIST" / "raw"))
 
@@ -296,7 +232,7 @@ from numpy_mnist import main
 sys.exit(main())
 """
     command = [sys.executable, "-c", program, "--data-dir", str(data_dir), "--plot", str(data_dir / "loss.png")]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert len(re.findall(r"^\[\d\] Accuracy: [01]\.\d{4}$", run.stdout, re.MULTILINE)) == 3
 
@@ -320,22 +256,15 @@ def test_digits_train_in_all_shifts_and_test_by_other_writers(digits: Dataset) -
 # ---- the download, from a server that stands in for the real ones
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
-    """A server of files that does not log."""
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
 def server(tmp_path: Path, contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Serve the files of each data set, compressed, told apart by the last label; return the folder that is served."""
     folder = tmp_path / "served"
-    handler = functools.partial(Handler, directory=str(folder))
     # What is moved into place from a folder elsewhere fails where that is another file system: here, anywhere else.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
-        for number, name in enumerate(("MNIST", "FashionMNIST", "KMNIST")):
+        for number, name in enumerate(DATASETS[:3]):
             (folder / name).mkdir(parents=True)
             resources = []
             for file, content in contents.items():
@@ -345,13 +274,9 @@ def server(tmp_path: Path, contents: dict[str, bytes], monkeypatch: pytest.Monke
             source = getattr(torchvision.datasets, name)
             monkeypatch.setattr(source, "mirrors", [f"http://127.0.0.1:{httpd.server_port}/{name}/"])
             monkeypatch.setattr(source, "resources", resources)
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        socket.setdefaulttimeout(33)
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
         yield folder
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(None)
         httpd.shutdown()
-    assert timeout == 33, "the download left its own timeout behind"
 
 
 def files_below(folder: Path) -> set[str]:
@@ -382,17 +307,20 @@ def test_missing_files_are_downloaded_and_the_others_left_alone(
         (raw / name).write_bytes(contents[name])
 
 
-@pytest.mark.parametrize("fault", ["missing", "cut short", "one pixel changed"])
-def test_failed_download_is_a_sentence_and_leaves_no_file(fault: str, server: Path, tmp_path: Path) -> None:
-    last, raw = server / "MNIST" / f"{FILES[3]}.gz", tmp_path / "new" / "MNIST" / "raw"
+@pytest.mark.parametrize("fault", ["file is missing", "file has other content", "no torchvision"])
+def test_failed_download_is_a_sentence_and_leaves_no_file(
+    fault: str, server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tmp_path / "new" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     (raw / FILES[0]).write_bytes(b"there before")
-    content = gzip.decompress(last.read_bytes())
-    if fault == "one pixel changed":
-        content = content[:-1] + bytes([content[-1] ^ 1])
-    last.write_bytes(gzip.compress(content)[: -1 if fault == "cut short" else None])
-    if fault == "missing":
+    last = server / "MNIST" / f"{FILES[3]}.gz"
+    if fault == "file is missing":
         last.unlink()
+    elif fault == "file has other content":
+        last.write_bytes(gzip.compress(idx(np.zeros(20, np.uint8))))
+    else:
+        monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(DataError) as caught:
         load_dataset("MNIST", str(tmp_path / "new"))
     message = str(caught.value)
@@ -402,7 +330,8 @@ def test_failed_download_is_a_sentence_and_leaves_no_file(fault: str, server: Pa
     assert files_below(tmp_path / "new") == {"MNIST", "MNIST/raw", f"MNIST/raw/{FILES[0]}"}
 
 
-def test_interrupted_download_leaves_no_file(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("server")
+def test_interrupted_download_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timeouts = []
 
     def interrupt(*_: object) -> None:
@@ -412,17 +341,11 @@ def test_interrupted_download_leaves_no_file(server: Path, tmp_path: Path, monke
     monkeypatch.setattr(torchvision.datasets.MNIST, "_load_data", interrupt)  # all four are extracted by then
     with pytest.raises(KeyboardInterrupt):
         load_dataset("MNIST", str(tmp_path / "new"))
-    assert timeouts == [10]
+    assert [*timeouts, socket.getdefaulttimeout()] == [10, None]
     assert files_below(tmp_path / "new") == {"MNIST", "MNIST/raw"}
 
 
 # ---- what can't be had
-
-
-def test_without_torchvision_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(DataError, match=r"^MNIST could not be downloaded .*torchvision"):
-        load_dataset("MNIST", str(tmp_path))
 
 
 def test_scikit_learn_that_fails_on_import_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,32 +358,19 @@ def test_scikit_learn_that_fails_on_import_is_a_sentence(tmp_path: Path, monkeyp
         load_dataset("digits")
 
 
-# In place of the training images, or of the training labels, and what is said of it.
-IMAGES, LABELS = "bytes are no IDX file of N×28×28 bytes", "bytes are no IDX file of N bytes"
+NO_IDX = "bytes are no IDX file of N×28×28 bytes"
 DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
-    "empty file": (TRAIN_IMAGES, lambda content: b"", IMAGES),
-    "cut in the sizes": (TRAIN_IMAGES, lambda content: content[:15], IMAGES),
-    "no images": (TRAIN_IMAGES, lambda content: idx(np.zeros((0, 28, 28), np.uint8)), IMAGES),
-    "cut in the images": (TRAIN_IMAGES, lambda content: content[:-1], IMAGES),
-    "cut after an image": (TRAIN_IMAGES, lambda content: content[:-784], IMAGES),
-    "a byte too many": (TRAIN_IMAGES, lambda content: content + b"\0", IMAGES),
-    "floats": (TRAIN_IMAGES, lambda content: b"\0\0\x0d\x03" + content[4:], IMAGES),
-    "14×56": (TRAIN_IMAGES, lambda content: idx(np.zeros((30, 14, 56), np.uint8)), IMAGES),
-    "compressed, cut": (TRAIN_IMAGES, lambda content: gzip.compress(content)[:-9], "it can't be read ("),
-    "compressed, checksum": (TRAIN_IMAGES, lambda content: gzip.compress(content)[:-8] + bytes(8), "it can't be read"),
-    "compressed, no deflate": (TRAIN_IMAGES, lambda content: b"\x1f\x8b" + b"\xff" * 99, "it can't be read ("),
-    "labels cut": (TRAIN_LABELS, lambda content: content[:-1], LABELS),
-    "no labels": (TRAIN_LABELS, lambda content: idx(np.zeros(0, np.uint8)), LABELS),
-    "label 10": (
-        TRAIN_LABELS,
-        lambda content: content[:-1] + b"\x0a",
-        "it has 30 labels from 0 to 10, expected 30 from",
-    ),
-    "29 labels": (
-        TRAIN_LABELS,
-        lambda content: idx(np.zeros(29, np.uint8)),
-        "it has 29 labels from 0 to 0, expected 30 ",
-    ),
+    "empty file": (FILES[0], lambda content: b"", NO_IDX),
+    "no images": (FILES[0], lambda content: idx(np.zeros((0, 28, 28), np.uint8)), NO_IDX),
+    "cut in an image": (FILES[0], lambda content: content[:-1], NO_IDX),
+    "cut after an image": (FILES[0], lambda content: content[:-784], NO_IDX),
+    "floats": (FILES[0], lambda content: b"\0\0\x0d\x03" + content[4:], NO_IDX),
+    "14×56": (FILES[0], lambda content: idx(np.zeros((30, 14, 56), np.uint8)), NO_IDX),
+    "compressed, cut": (FILES[0], lambda content: gzip.compress(content)[:-9], "it can't be read ("),
+    "compressed, checksum": (FILES[0], lambda content: gzip.compress(content)[:-8] + bytes(8), "it can't be read ("),
+    "compressed, no deflate": (FILES[0], lambda content: b"\x1f\x8b" + b"\xff" * 99, "it can't be read ("),
+    "label 10": (FILES[1], lambda content: content[:-1] + b"\x0a", "it has 30 labels from 0 to 10, expected 30 from"),
+    "29 labels": (FILES[1], lambda content: idx(np.zeros(29, np.uint8)), "it has 29 labels from 0 to 0, expected 30 "),
 }
 
 
@@ -476,30 +386,13 @@ def test_damaged_file_is_named_and_left_alone(
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("kind", ["folder", "link that leads nowhere"])
-def test_what_is_no_file_is_named_and_left_alone(kind: str, data_dir: Path) -> None:
-    path = data_dir / "MNIST" / "raw" / TRAIN_LABELS
-    path.unlink()
-    if kind == "folder":
-        path.mkdir()
-    elif sys.platform == "win32":
-        pytest.skip("Windows lets administrators alone make links")
-    else:
-        path.symlink_to("nowhere")
-    with pytest.raises(DataError, match=rf"^{re.escape(str(path))} can't be used: it can't be read \(\w+ .*\); move"):
-        load_dataset("MNIST", str(data_dir))
-    assert path.is_dir() if kind == "folder" else os.readlink(path) == "nowhere"
-
-
-def test_file_or_folder_without_permission_is_named(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:  # an administrator can read any file: no permission bits would do it
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+def test_file_or_folder_that_can_not_be_read_is_named(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = data_dir / "MNIST" / "raw"
-    words = f"{raw / TRAIN_IMAGES} can't be used: it can't be read (Permission denied)"
-    with pytest.raises(DataError, match=re.escape(words)):
+    (raw / FILES[1]).unlink()
+    (raw / FILES[1]).mkdir()
+    words = rf"^{re.escape(str(raw / FILES[1]))} can't be used: it can't be read \(\w+ .*\); move"
+    with pytest.raises(DataError, match=words):
         load_dataset("MNIST", str(data_dir))
-    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "listdir", Mock(side_effect=PermissionError(13, "Permission denied")))
     with pytest.raises(DataError, match=re.escape(f"{raw} can't be read (Permission denied)")):
         load_dataset("MNIST", str(data_dir), fallback=True)
