@@ -9,7 +9,7 @@ import ast
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from posixpath import dirname, join, normpath
 
@@ -33,24 +33,17 @@ STEPS = {
 
 def functions(source: str, file: str = "<source>") -> Iterator[tuple[str, ast.FunctionDef]]:
     """Yield the name, such as "Relu.forward" or "mini_batch", and the syntax tree of each function and method."""
-    module = ast.parse(source, file)
-    classes = [(f"{node.name}.", node.body) for node in module.body if isinstance(node, ast.ClassDef)]
-    for prefix, body in (("", module.body), *classes):
-        for node in body:
-            if isinstance(node, ast.FunctionDef):
-                yield prefix + node.name, node
+    for node in ast.parse(source, file).body:
+        if isinstance(node, ast.FunctionDef):
+            yield node.name, node
+        elif isinstance(node, ast.ClassDef):
+            yield from ((f"{node.name}.{part.name}", part) for part in node.body if isinstance(part, ast.FunctionDef))
 
 
-def functions_to_write(source: str, file: str = "<source>") -> Iterator[tuple[str, ast.FunctionDef]]:
-    """Yield those of them that are left to students."""
-    names = {name for step in STEPS.values() for name in step}
-    yield from ((name, node) for name, node in functions(source, file) if name in names)
-
-
-def without_solutions(source: str, file: str = "<source>") -> str:
-    """Return Python source in which these functions end after their last check, and say which formulas to write."""
+def without_solutions(source: str, names: Collection[str], file: str = "<source>") -> str:
+    """Return Python source in which functions of these names end after their last check and say what to write."""
     lines = source.splitlines(keepends=True)
-    for _, function in sorted(functions_to_write(source, file), key=lambda item: -item[1].lineno):
+    for _, function in reversed([item for item in functions(source, file) if item[0] in names]):
         docstring, *statements = function.body
         checks = [node for node in statements if re.search(r"\braise\b|\bcheck_\w+\(", ast.unparse(node))]
         last = [docstring, *checks][-1]
@@ -71,8 +64,9 @@ def forward_alone(page: str) -> str:
 def exercise(derive: bool = False) -> dict[str, bytes]:
     """Return the files of the copy by their paths; with `derive`, no formula of an operator's gradient is in them."""
     texts = {name: (PROJECT / name).read_text(encoding="utf-8") for name in FILES}
+    to_write = {name for step in STEPS.values() for name in step}
     for name in ("numpy_fnn.py", "numpy_mnist.py"):
-        texts[name] = without_solutions(texts[name], name)
+        texts[name] = without_solutions(texts[name], to_write, name)
     pages = {page.name: page.read_text(encoding="utf-8") for page in (PROJECT / "docs").glob("*.md")}
     derivations = re.sub(r"```python\n.*?\n```\n\n?", "", pages["derivations.md"], flags=re.DOTALL)
     derivations = re.sub(r"[^.]*\]\(report\.md\S*\)[^.]*\.", "", derivations)  # sentences about what is not in the copy
