@@ -14,7 +14,8 @@ import pytest
 from docs import grade
 from docs.exercise import PROJECT, STEPS, functions
 
-HONEST = {  # as right as the lab, in other words
+HONEST = {  # as right as the lab, in other words, but for a function that no step asks for
+    "as_arrays": "return None",
     "Relu.backward": "return self.mask() * grad_y",
     "Log.forward": "y = logarithm(x)\nself.memory = {'x': x, 'y': y}\nreturn y",
     "mini_batch": """
