@@ -20,13 +20,13 @@ class Result(NamedTuple):
     """What the runs of a setting gave, a row for each seed, NaN after the end of a run that ended in NaN."""
 
     name: str
+    setting: Setting
     steps: int  # of an epoch
     losses: np.ndarray  # of every step
     averages: np.ndarray  # the moving average of the losses
     accuracies: np.ndarray  # of every epoch
 
 
-Quantity = Callable[[Result], np.ndarray]  # one value for each seed
 Side = tuple[float, float]  # the open interval in which a quantity lies by what was concluded
 Measurement = tuple[str, np.ndarray, Side]
 
@@ -35,7 +35,7 @@ def stack(name: str, setting: Setting, runs: Sequence[Run]) -> Result:
     """Return the runs of one setting, one a seed, as arrays."""
     losses, accuracies = map(np.array, zip(*runs, strict=True))
     averages = np.array([moving_average(row) for row in losses])
-    return Result(name, losses.shape[1] // setting.epochs, losses, averages, accuracies)
+    return Result(name, setting, losses.shape[1] // setting.epochs, losses, averages, accuracies)
 
 
 def steps_until(result: Result, level: float = LEVEL) -> np.ndarray:
@@ -63,7 +63,9 @@ def stairs(result: Result) -> np.ndarray:
     return after / before - 1
 
 
-def compare(what: str, of: Quantity, first: Result, second: Result, concluded: Side = ABOVE_0) -> Measurement:
+def compare(
+    what: str, of: Callable[[Result], np.ndarray], first: Result, second: Result, concluded: Side = ABOVE_0
+) -> Measurement:
     """Return by how much or, where that is to be above 1, by which factor a quantity is larger in the first result."""
     values, word = (of(first) / of(second), "over") if concluded == ABOVE_1 else (of(first) - of(second), "less")
     return f"{what}: {first.name} {word} {second.name}", values, concluded
@@ -125,11 +127,10 @@ def verdict(values: np.ndarray, concluded: Side) -> tuple[float, float, str, str
     return low, high, count, "as concluded" if inside else "the opposite" if beyond else "not shown"
 
 
-def burst_step(losses: np.ndarray) -> int | None:
-    """Return the first step that, once a loss was below 0.5, has a loss above that of guessing; None without one."""
+def burst_step(losses: np.ndarray) -> int:
+    """Return the first step that, once a loss was below 0.5, has a loss above that of guessing; 0 without one."""
     learned = np.maximum.accumulate(losses < 0.5)
-    burst = learned & (losses > GUESSING)
-    return int(burst.argmax()) if burst.any() else None
+    return int(np.argmax(learned & (losses > GUESSING)))
 
 
 def outcome(run: Run) -> str:
@@ -138,4 +139,4 @@ def outcome(run: Run) -> str:
         return "NaN"
     if run.accuracies[-1] < 0.2:
         return "at chance"
-    return "no burst" if burst_step(run.losses) is None else "burst, not lost"
+    return "burst, not lost" if burst_step(run.losses) else "no burst"
