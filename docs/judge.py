@@ -27,6 +27,7 @@ class Result(NamedTuple):
     accuracies: np.ndarray  # of every epoch
 
 
+Quantity = Callable[[Result], np.ndarray]  # one value for each seed
 Side = tuple[float, float]  # the open interval in which a quantity lies by what was concluded
 Measurement = tuple[str, np.ndarray, Side]
 
@@ -63,9 +64,7 @@ def stairs(result: Result) -> np.ndarray:
     return after / before - 1
 
 
-def compare(
-    what: str, of: Callable[[Result], np.ndarray], first: Result, second: Result, concluded: Side = ABOVE_0
-) -> Measurement:
+def compare(what: str, of: Quantity, first: Result, second: Result, concluded: Side = ABOVE_0) -> Measurement:
     """Return by how much or, where that is to be above 1, by which factor a quantity is larger in the first result."""
     values, word = (of(first) / of(second), "over") if concluded == ABOVE_1 else (of(first) - of(second), "less")
     return f"{what}: {first.name} {word} {second.name}", values, concluded
