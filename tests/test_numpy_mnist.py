@@ -174,7 +174,7 @@ def test_evaluation_takes_what_forward_takes_and_a_label_for_each_image() -> Non
         ({"batch_size": 1e2}, "batch_size is 100.0, expected an integer of 1 or more"),
         *(({"learning_rate": rate}, f"learning_rate is {rate}, expected") for rate in (0, np.nan, np.inf, None)),
         ({"train_set": (IMAGES.astype(np.uint8), LABELS)}, "images are uint8, expected floats"),
-        ({"train_set": (IMAGES, LABELS + 1)}, "labels are 1 to 10 "),
+        ({"train_set": (IMAGES, [*range(9), 10]), "batch_size": 1}, "labels are 0 to 10 "),
         ({"test_set": (IMAGES, LABELS[:, None])}, "labels has shape (10, 1), expected (10,)"),
         ({"test_set": (IMAGES[:, :14], LABELS)}, "x has shape (1, 14, 28), expected "),
         ({"test_set": []}, "the data set has 0 images"),
@@ -356,6 +356,12 @@ def test_run_that_learned_hardly_anything_says_so(learning_rate: float, run: Run
     assert (result.code, result.err.count("\n")) == (0, 1)
     for words in (f"{result.picture['accuracies'][-1]:.4f}", "another learning rate", "tests.gradient_check"):
         assert words in result.err
+
+
+def test_half_of_the_answers_right_is_something_learned(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    for accuracy, sentences in ((0.49, 1), (0.5, 0)):
+        monkeypatch.setattr(numpy_mnist, "evaluate", Mock(return_value=accuracy))
+        assert run().err.count("\n") == sentences, accuracy
 
 
 @pytest.mark.filterwarnings("error")

@@ -78,6 +78,7 @@ def test_picture_shows_losses_and_accuracies_with_units(tmp_path: Path) -> None:
     legends = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in (loss, accuracy)]
     assert legends == [[line.get_label() for line in ax.lines] for ax in (loss, accuracy)]
     assert re.fullmatch("mean of .*51 steps", legends[0][1])
+    assert loss.lines[0].get_marker() == "", "with many steps, dots hide the line"
 
 
 @pytest.mark.parametrize(("name", "start"), [("lös s.PNG", b"\x89PNG"), ("a.pdf", b"%PDF"), ("a.svg", b"<?xml")])
@@ -101,8 +102,9 @@ def test_all_losses_but_a_burst_are_within_the_limits(tmp_path: Path) -> None:
     assert figure.axes[0].get_ylim()[0] == 0
     assert 2.3 <= figure.axes[0].get_ylim()[1] < 3
     assert "27.60" in figure.axes[0].get_legend().get_texts()[0].get_text()
-    stuck = [2.3, *[25.0] * 99]  # as at learning rate 2
-    assert plot_curve(stuck, path=str(tmp_path / "loss.png")).axes[0].get_ylim()[1] > 25
+    for others in (0.1, 25.0):  # as in a long run, and at learning rate 2
+        figure = plot_curve([2.3, *[others] * 99], path=str(tmp_path / "loss.png"))
+        assert figure.axes[0].get_ylim()[1] > max(2.3, others)
 
 
 @pytest.mark.parametrize(
@@ -179,17 +181,20 @@ def test_window_is_shown_where_there_is_a_display(tmp_path: Path, monkeypatch: p
 def test_picture_follows_a_link(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     link = tmp_path / "loss.png"
-    link.symlink_to("here/there.png")
+    link.symlink_to("here/there")
     for _ in range(2):  # where there is no file yet, and where there is one
         plot_curve([2.3], path=str(link))
     assert link.is_symlink()
-    assert [file.name for file in (tmp_path / "here").iterdir()] == ["there.png"]
+    assert [file.name for file in (tmp_path / "here").iterdir()] == ["there"]
     assert link.read_bytes().startswith(b"\x89PNG")
 
 
 def test_picture_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "loss.png"
     path.write_bytes(b"old")
+    _, part = picture_file(str(path))
+    monkeypatch.setattr(os, "getpid", lambda: 0)
+    assert picture_file(str(path)) != (path.resolve(), part), "two runs at once would write one file"
     monkeypatch.setattr(os, "access", lambda *_: False)  # an administrator may write everywhere, whatever the bits
     for save in (picture_file, lambda path: plot_curve([2.3], path=path)):
         with pytest.raises(OSError, match="may be written to"):
