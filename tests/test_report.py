@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import joblib
 import matplotlib.figure
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import threadpoolctl
@@ -273,7 +274,7 @@ def refreshed(tmp_path_factory: pytest.TempPathFactory) -> Refreshed:
         patched.setattr(report, "load_dataset", lambda *_: None)
         patched.setattr(matplotlib.figure.Figure, "savefig", lambda figure, path: axes.update({path.name: figure.axes}))
         assert report.main(["--seeds", str(SEEDS)]) == 0
-    report.plt.close("all")
+    plt.close("all")
     text = page.read_text(encoding="utf-8")
     return Refreshed(text, {name: content for _, name, content in MARK.findall(text)}, axes, jobs)
 
