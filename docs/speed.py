@@ -1,8 +1,7 @@
 """Seconds that this lab and others take to train the same network: python -m docs.speed prints the tables of speed.md.
 
-Run it from the project's folder while nothing else runs. Every measurement is a process of its own, and all take turns,
-so that a noisy neighbor disturbs them alike. Whole runs are timed from the start of Python to the saved picture, epochs
-are their last, so that nobody is timed cold. JAX is measured where it is installed.
+Run it while nothing else runs: each measurement is a process of its own, and all take turns. Whole runs are timed from
+the start of Python to the saved picture, epochs when nothing is cold any more. JAX is measured where it is installed.
 """
 
 import argparse
