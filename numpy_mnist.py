@@ -25,7 +25,7 @@ DATASET = "MNIST"  # or FashionMNIST, KMNIST, digits
 DATA_DIR = "data"
 PLOT = "loss.png"
 
-CHECK = "after editing an operator, python -m tests.gradient_check"
+CHECK = "after editing an operator, run python -m tests.gradient_check"
 
 
 @dataclass

@@ -209,8 +209,11 @@ def picture_file(path: str) -> tuple[Path, Path]:
     if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
         raise OSError(f"{path!r} is there, and is no file that may be written to")
     part = file.with_name(f"{file.name}-{os.getpid()}.part")
-    part.touch()  # the system knows best what it refuses
-    part.unlink()
+    try:
+        part.touch()  # the system knows best what it refuses
+        part.unlink()
+    except OSError as error:
+        raise OSError(f"{path!r} can't be written ({reason(error)})") from error
     return file, part
 
 

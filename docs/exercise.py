@@ -56,13 +56,16 @@ def without_solutions(source: str, names: Collection[str], file: str = "<source>
 def forward_alone(page: str) -> str:
     """Return the page of the derivations without what follows the forward formula of an operator, loss or model."""
     _, *sections = re.split(r"^(?=## )", page, flags=re.MULTILINE)
-    follows = r"(\\tag\{[1-5]\.1\}\n```\n|^## 6\..*?\|\n(?=\n)).*"  # section 6 begins with a table of all shapes
-    sections = [re.sub(follows, r"\1\n", section, flags=re.DOTALL) for section in sections]
-    return "# Formulas\n\nThe gradients are yours to derive.\n\n" + "".join(sections)
+    kept = r".*?\\tag\{[1-5]\.1\}\n```\n|## 6\..*?\|\n(?=\n)"  # section 6 begins with a table of all shapes
+    for i, section in enumerate(sections):
+        if forward := re.match(kept, section, flags=re.DOTALL):
+            numbers = re.findall(r"\\tag\{(\d\.\d)\}", section[forward.end() :])
+            sections[i] = f"{forward[0]}\nYours to derive: {', '.join(f'({number})' for number in numbers)}.\n\n"
+    return "# Formulas\n\n" + "".join(sections)
 
 
 def exercise(derive: bool = False) -> dict[str, bytes]:
-    """Return the files of the copy by their paths; with `derive`, no formula of an operator's gradient is in them."""
+    """Return the files of the copy by their paths; with `derive`, no formula of a gradient is in them."""
     texts = {name: (PROJECT / name).read_text(encoding="utf-8") for name in FILES}
     to_write = {name for step in STEPS.values() for name in step}
     for name in ("numpy_fnn.py", "numpy_mnist.py"):
@@ -73,6 +76,8 @@ def exercise(derive: bool = False) -> dict[str, bytes]:
     if derive:
         texts["numpy_fnn.py"] = re.sub(r",  grad_\w+ = .*?\(\d\.\d\)", "", texts["numpy_fnn.py"])
         derivations = forward_alone(derivations)
+        for name in ("lab_sheet.md", "lab_sheet.zh.md"):  # whose experiments and answers tell about the gradients
+            pages[name] = "".join(re.split(r"^(?=## )", pages[name], flags=re.MULTILINE)[:2])
     # The sheet moves from docs up to the copy's top.
     sheet = re.sub(r"(?<=\]\()(?!\w+:|#)[^#)]+", lambda link: normpath(join("docs", link[0])), pages["lab_sheet.md"])
     chinese = pages["lab_sheet.zh.md"].replace("](lab_sheet.md", "](../README.md")

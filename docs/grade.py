@@ -37,6 +37,9 @@ import numpy_mnist
 from docs.exercise import PROJECT, STEPS, without_solutions
 from utils import reason
 
+# The finished lab without the solutions of a step. Made here, since Python 3.11 can't parse in several threads at once.
+LAB = {file: (PROJECT / f"{file}.py").read_text(encoding="utf-8") for file in ("utils", "numpy_fnn", "numpy_mnist")}
+LABS = {step: {file: without_solutions(LAB[file], names) for file in LAB} for step, names in STEPS.items()}
 CHILD = "from __future__ import annotations\nimport ast, contextlib, sys, traceback, types, numpy as np\n"
 
 
@@ -137,6 +140,8 @@ def read(submission: Path) -> dict[str, bytes]:
     places = [place for place in (root, *root.iterdir()) if (place / "numpy_fnn.py").is_file()]
     if not places:
         raise ValueError("numpy_fnn.py is missing")
+    if not (places[0] / "numpy_mnist.py").is_file():
+        raise ValueError("numpy_mnist.py is missing")
     files = {name: (places[0] / f"{name}.py").read_bytes() for name in ("numpy_fnn", "numpy_mnist")}
     for name, content in files.items():
         compile(content, f"{name}.py", "exec")
@@ -145,11 +150,9 @@ def read(submission: Path) -> dict[str, bytes]:
 
 def judge(step: str, hand_in: dict[str, bytes], seed: int, seconds: float) -> str:
     """Return the first thing that is wrong with a step of a submission, "" where nothing is."""
-    lab = {file: (PROJECT / f"{file}.py").read_text(encoding="utf-8") for file in ("utils", "numpy_fnn", "numpy_mnist")}
-    lab = {file: without_solutions(source, STEPS[step]) for file, source in lab.items()}
     # The program is read from stdin, so that no path leads from it to the finished lab.
     program = CHILD + "".join(inspect.getsource(function) for function in (results, graft, run))
-    program += f"run(*{(lab, hand_in, step, STEPS[step], seed)})\n"
+    program += f"run(*{(LABS[step], hand_in, step, STEPS[step], seed)})\n"
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         process: dict[str, Any] = {"cwd": folder, "env": environment, "stdout": DEVNULL, "stderr": DEVNULL}
@@ -183,8 +186,7 @@ def grade(submission: Path, seed: int, seconds: float) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Grade, print a line for each submission, write the files, and return the exit code."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m docs.grade", description=__doc__, formatter_class=formatter)
+    parser = argparse.ArgumentParser(prog="python -m docs.grade", description=__doc__)
     parser.add_argument("submissions", nargs="+", type=Path, metavar="SUBMISSION", help="a folder or .zip")
     parser.add_argument("--output", type=Path, metavar="DIR", help="new or empty; for grades.csv and each results.json")
     parser.add_argument("--seconds", type=float, default=20, help="the limit for each step (default: %(default)s)")
@@ -192,8 +194,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     submissions = {path.resolve().name.removesuffix(".zip"): path for path in options.submissions}
     if len(submissions) < len(options.submissions):
         parser.error(f"two submissions have the same name, expected names of their own: {', '.join(submissions)}")
-    if options.output and options.output.exists() and any(options.output.iterdir()):
-        parser.error(f"{options.output} is not empty, expected a new or empty folder")
+    if missing := [str(path) for path in options.submissions if not path.exists()]:
+        parser.error(f"there is no {', '.join(missing)}")
+    if options.output and options.output.exists() and (options.output.is_file() or any(options.output.iterdir())):
+        parser.error(f"{options.output} is there already, expected a new or empty folder")
     warnings.simplefilter("ignore")  # those of students' code
     seed, rows = secrets.randbits(32), []
     with ThreadPool(os.cpu_count()) as pool:

@@ -232,7 +232,9 @@ def refresh(runs: Mapping[Setting, Sequence[Run]], courses: Mapping[str, Any], b
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do all runs, draw the figures, fill in the report, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m docs.report", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--data-dir", default=DATA_DIR, help="folder of the data sets")
     parser.add_argument("--seeds", type=int, default=20, help="runs of each experiment, from seed 0 on")
     options = parser.parse_args(arguments)

@@ -131,17 +131,36 @@ def test_what_can_not_be_read_costs_no_other(
     (folders[1] / "numpy_fnn.py").write_bytes(b"'\xff'\n")
     (folders[2] / "numpy_mnist.py").unlink()
     (tmp_path / "broken.zip").write_bytes(b"PK\3\4")
-    submissions = [*folders[:3], tmp_path / "broken.zip", tmp_path / "nowhere", folders[3]]
+    submissions = [*folders[:3], tmp_path / "broken.zip", folders[3]]
     assert grade.main([*map(str, submissions), "--output", str(tmp_path / "out")]) == 0
     scores = re.findall(r"^(\S+) +(\d)/7", capsys.readouterr().out, re.MULTILINE)
-    assert scores == [("a", "0"), ("b", "0"), ("c", "0"), ("broken", "0"), ("nowhere", "0"), ("d", "7")]
-    assert len(list(tmp_path.glob("out/**/results.json"))) == 6
+    assert scores == [("a", "0"), ("b", "0"), ("c", "0"), ("broken", "0"), ("d", "7")]
+    assert len(list(tmp_path.glob("out/**/results.json"))) == 5
 
 
-@pytest.mark.parametrize("submissions", [["a"], ["a", "a.zip", "--output", "new"]], ids=["old folder", "same name"])
-def test_nothing_is_overwritten(submissions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "grades.csv").write_text("old")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a", "--output", "."], "is there already"),
+        (["a", "--output", "grades.csv"], "is there already"),
+        (["a", "b/a", "--output", "new"], "two submissions have the same name"),
+        (["nobody", "--output", "new"], "there is no nobody"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_a_sentence_and_overwrite_nothing(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("b/a").mkdir(parents=True)
+    Path("a").mkdir()
+    Path("grades.csv").write_text("old")
     with pytest.raises(SystemExit, match="2"):
-        grade.main(["--output", ".", *submissions])
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+        grade.main(arguments)
+    assert words in capsys.readouterr().err
+    assert Path("grades.csv").read_text() == "old"
+    assert sorted(path.name for path in Path().iterdir()) == ["a", "b", "grades.csv"]
