@@ -194,6 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     submissions = {path.resolve().name.removesuffix(".zip"): path for path in options.submissions}
     if len(submissions) < len(options.submissions):
         parser.error(f"two submissions have the same name, expected names of their own: {', '.join(submissions)}")
+    if not options.seconds > 0:
+        parser.error(f"--seconds is {options.seconds}, expected more than 0")
     if missing := [str(path) for path in options.submissions if not path.exists()]:
         parser.error(f"there is no {', '.join(missing)}")
     if options.output and options.output.exists() and (options.output.is_file() or any(options.output.iterdir())):
@@ -221,4 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a console that has no Chinese goes on
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("Interrupted: not all are graded.", file=sys.stderr)
+        sys.exit(130)

@@ -238,6 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", default=DATA_DIR, help="folder of the data sets")
     parser.add_argument("--seeds", type=int, default=20, help="runs of each experiment, from seed 0 on")
     options = parser.parse_args(arguments)
+    if options.seeds < 2:
+        parser.error(f"--seeds is {options.seeds}, expected 2 or more")
     counts = plan(options.seeds)
     # Seed by seed, so that whatever else the machine does disturbs all settings alike.
     jobs = [Job(setting, seed) for seed in range(options.seeds) for setting, count in counts.items() if seed < count]

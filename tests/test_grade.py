@@ -145,6 +145,7 @@ def test_what_can_not_be_read_costs_no_other(
         (["a", "--output", "grades.csv"], "is there already"),
         (["a", "b/a", "--output", "new"], "two submissions have the same name"),
         (["nobody", "--output", "new"], "there is no nobody"),
+        (["a", "--output", "new", "--seconds", "0"], "--seconds is 0.0, expected more than 0"),
     ],
     ids=str,
 )

@@ -279,6 +279,12 @@ def refreshed(tmp_path_factory: pytest.TempPathFactory) -> Refreshed:
     return Refreshed(text, {name: content for _, name, content in MARK.findall(text)}, axes, jobs)
 
 
+def test_too_few_seeds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["--seeds", "1"])
+    assert "--seeds is 1, expected 2 or more" in capsys.readouterr().err
+
+
 def test_what_is_measured_of_a_run() -> None:
     losses = np.array([np.linspace(1, 0, 1001)[:-1], np.full(1000, 0.2)])
     losses[1, ::2] += 0.1
