@@ -133,10 +133,9 @@ def test_losses_of_a_whole_epoch_agree_with_torch(digits: Dataset) -> None:
 
 
 def test_defaults_are_the_constants() -> None:
-    parameters = inspect.signature(train).parameters
-    defaults = [parameters[name].default for name in ("epoch_number", "batch_size", "learning_rate")]
-    assert defaults == [3, 128, 0.1]
-    assert inspect.signature(mini_batch).parameters["batch_size"].default == 128
+    assert "batch_size: int = 128" in str(inspect.signature(mini_batch))
+    for words in ("epoch_number: int = 3", "batch_size: int = 128", "learning_rate: float = 0.1"):
+        assert words in str(inspect.signature(train))
 
 
 def test_order_is_another_in_each_epoch_and_by_the_seed_the_same_in_each_run() -> None:
@@ -307,8 +306,7 @@ def test_backend_and_terminal_without_umlauts_do_not_stop_a_run(backend: str, da
     command = [sys.executable, numpy_mnist.__file__, "--data-dir", str(data_dir), "--plot", str(path)]
     environment = {**os.environ, "MPLBACKEND": backend, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert path.exists()
+    assert (result.returncode, result.stderr, path.exists()) == (0, "", True)
 
 
 def test_failed_download_goes_on_with_digits_unless_the_data_set_was_asked_for(
@@ -350,15 +348,11 @@ def test_data_that_is_not_loaded_is_one_sentence_and_leaves_no_picture(
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-@pytest.mark.parametrize("learning_rate", [1e-9, 1e6])
-def test_run_that_learned_hardly_anything_says_so(learning_rate: float, run: Runner) -> None:
-    result = run("--learning-rate", learning_rate, "--epoch-number", 1)
+def test_run_that_learned_hardly_anything_says_so(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("--learning-rate", 1e-9, "--epoch-number", 1)
     assert (result.code, result.err.count("\n")) == (0, 1)
     for words in (f"{result.picture['accuracies'][-1]:.4f}", "another learning rate", "tests.gradient_check"):
         assert words in result.err
-
-
-def test_half_of_the_answers_right_is_something_learned(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     for accuracy, sentences in ((0.49, 1), (0.5, 0)):
         monkeypatch.setattr(numpy_mnist, "evaluate", Mock(return_value=accuracy))
         assert run().err.count("\n") == sentences, accuracy
