@@ -79,7 +79,7 @@ def evaluate(model: NumpyModel, images: Any, labels: Any) -> float:
     return float(np.mean(y_pred.argmax(axis=1) == labels))
 
 
-def check_hyperparameters(epoch_number: int, batch_size: int, learning_rate: float, seed: int = SEED) -> None:
+def check_hyperparameters(epoch_number: int, batch_size: int, learning_rate: float, seed: int = 0) -> None:
     """Raise ValueError unless the hyperparameters are of the right kind and neither too small nor infinite."""
     for name, value, least in (("epoch_number", epoch_number, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         if not isinstance(value, Integral) or value < least:

@@ -54,7 +54,7 @@ def without_solutions(source: str, names: Collection[str], file: str = "<source>
 
 
 def forward_alone(page: str) -> str:
-    """Return the page of the derivations without what follows the forward formula of an operator, loss or model."""
+    """Return the page of the derivations with its forward formulas, and the numbers of those left to derive."""
     _, *sections = re.split(r"^(?=## )", page, flags=re.MULTILINE)
     kept = r".*?\\tag\{[1-5]\.1\}\n```\n|## 6\..*?\|\n(?=\n)"  # section 6 begins with a table of all shapes
     for i, section in enumerate(sections):
