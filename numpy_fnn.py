@@ -129,7 +129,9 @@ class NumpyLoss:
     def get_loss(self, pred: np.ndarray, target: np.ndarray) -> float:
         """Return the loss (5.1), in nats, of log-probabilities `pred` (N, C) against one-hot `target` (N, C)."""
         if pred.ndim != 2 or len(pred) == 0 or target.shape != pred.shape:
-            raise ValueError(f"NumpyLoss has pred {pred.shape} and target {target.shape}, expected (N, C) with N > 0")
+            raise ValueError(
+                f"NumpyLoss has pred {pred.shape} and target {target.shape}, expected (N, C) with N > 0"
+            )
         # In pred's dtype: a float64 target would turn every gradient of a float32 model into float64.
         self.target = np.asarray(target, dtype=pred.dtype)
         # np.float64 is a Python float that also has the `item()` which the course's training loop calls.
@@ -155,12 +157,17 @@ class NumpyModel:
         Gradients of the loss with respect to the operators' inputs (xᵢ is matmul_i's) and the weights, by `backward`.
     """
 
-    SHAPES: ClassVar[dict[str, tuple[int, int]]] = {"W1": (784, 256), "W2": (256, 64), "W3": (64, 10)}
+    SHAPES: ClassVar[dict[str, tuple[int, int]]] = {
+        "W1": (784, 256),
+        "W2": (256, 64),
+        "W3": (64, 10),
+    }
 
     def __init__(self, rng: np.random.Generator | int | None = None) -> None:
         rng = np.random.default_rng(rng)
         weights: list[np.ndarray] = [
-            rng.uniform(-(d**-0.5), d**-0.5, (d, width)).astype(np.float32) for d, width in self.SHAPES.values()
+            rng.uniform(-(d**-0.5), d**-0.5, (d, width)).astype(np.float32)
+            for d, width in self.SHAPES.values()
         ]
         self.W1, self.W2, self.W3 = weights
         self.matmul_1, self.matmul_2, self.matmul_3 = Matmul(), Matmul(), Matmul()
@@ -169,9 +176,13 @@ class NumpyModel:
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Return log-probabilities (N, 10), in the weights' dtype, of x (N, 784), (N, 28, 28) or (N, 1, 28, 28)."""
-        x = np.asarray(x, dtype=self.W1.dtype)  # float64 images would turn a float32 model into float64
+        x = np.asarray(
+            x, dtype=self.W1.dtype
+        )  # float64 images would turn a float32 model into float64
         if x.shape[1:] not in ((784,), (28, 28), (1, 28, 28)):
-            raise ValueError(f"x has shape {x.shape}, expected (N, 784), (N, 28, 28) or (N, 1, 28, 28)")
+            raise ValueError(
+                f"x has shape {x.shape}, expected (N, 784), (N, 28, 28) or (N, 1, 28, 28)"
+            )
         y = self.matmul_1.forward(x.reshape(len(x), 784), self.W1)
         y = self.relu_1.forward(y)
         y = self.matmul_2.forward(y, self.W2)

@@ -34,7 +34,9 @@ class History:
 
     losses: list[float] = field(default_factory=list, repr=False)
     accuracies: list[float] = field(default_factory=list)  # on the test set
-    train_accuracies: list[float] = field(default_factory=list, repr=False)  # on up to 10,000 training images
+    train_accuracies: list[float] = field(
+        default_factory=list, repr=False
+    )  # on up to 10,000 training images
     seconds: list[float] = field(default_factory=list, repr=False)
 
 
@@ -47,7 +49,10 @@ def as_arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
         images, labels = np.asarray(dataset[0]), np.asarray(dataset[1])
     else:
         pairs = [dataset[i] for i in range(len(dataset))]
-        images, labels = np.array([np.asarray(image) for image, _ in pairs]), np.array([label for _, label in pairs])
+        images, labels = (
+            np.array([np.asarray(image) for image, _ in pairs]),
+            np.array([label for _, label in pairs]),
+        )
     if len(images) == 0:
         raise ValueError("the data set has 0 images, expected 1 or more")
     check_shape("labels", labels, (len(images),))
@@ -79,9 +84,15 @@ def evaluate(model: NumpyModel, images: Any, labels: Any) -> float:
     return float(np.mean(y_pred.argmax(axis=1) == labels))
 
 
-def check_hyperparameters(epoch_number: int, batch_size: int, learning_rate: float, seed: int = 0) -> None:
+def check_hyperparameters(
+    epoch_number: int, batch_size: int, learning_rate: float, seed: int = 0
+) -> None:
     """Raise ValueError unless the hyperparameters are of the right kind and neither too small nor infinite."""
-    for name, value, least in (("epoch_number", epoch_number, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+    for name, value, least in (
+        ("epoch_number", epoch_number, 1),
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+    ):
         if not isinstance(value, Integral) or value < least:
             raise ValueError(f"{name} is {value!r}, expected an integer of {least} or more")
     if not isinstance(learning_rate, Real) or not 0 < learning_rate < math.inf:
@@ -108,11 +119,18 @@ def train(
     """
     check_hyperparameters(epoch_number, batch_size, learning_rate)
     history, rng, numpy_loss = history or History(), np.random.default_rng(rng), NumpyLoss()
-    (train_images, train_labels), (test_images, test_labels) = as_arrays(train_set), as_arrays(test_set)
+    (train_images, train_labels), (test_images, test_labels) = (
+        as_arrays(train_set),
+        as_arrays(test_set),
+    )
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
         if images.dtype.kind != "f":
-            raise ValueError(f"images are {images.dtype}, expected floats, normalized as load_dataset's are")
-        numpy_loss.get_loss(model.forward(images[:1]), one_hot(labels)[:1])  # raises where shapes or labels don't fit
+            raise ValueError(
+                f"images are {images.dtype}, expected floats, normalized as load_dataset's are"
+            )
+        numpy_loss.get_loss(
+            model.forward(images[:1]), one_hot(labels)[:1]
+        )  # raises where shapes or labels don't fit
     advice = f"at learning rate {learning_rate}; try a lower one or a larger batch, or, {CHECK}"
     for epoch in range(epoch_number):
         start = time.perf_counter()
@@ -127,7 +145,9 @@ def train(
             model.backward(numpy_loss.backward(), needs_input_grad=False)
             model.optimize(learning_rate)
         seconds = time.perf_counter() - start
-        if not np.isfinite(model.forward(x)).all():  # what the last step did, no loss of this epoch shows
+        if not np.isfinite(
+            model.forward(x)
+        ).all():  # what the last step did, no loss of this epoch shows
             raise FloatingPointError(f"the loss is not finite after epoch {epoch} {advice}")
         history.accuracies.append(evaluate(model, test_images, test_labels))
         history.train_accuracies.append(evaluate(model, train_images[:10000], train_labels[:10000]))
@@ -147,18 +167,24 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("--data-dir", str, DATA_DIR, "folder of the data sets, also for downloads"),
         ("--plot", str, PLOT, "where to save the picture, such as a .png"),
     ):
-        parser.add_argument(name, type=kind, default=default, help=f"{words} (default: %(default)s)")
+        parser.add_argument(
+            name, type=kind, default=default, help=f"{words} (default: %(default)s)"
+        )
     parser.add_argument("--dataset", choices=DATASETS, help=f"what to learn (default: {DATASET})")
     options = parser.parse_args(arguments)
     try:
-        check_hyperparameters(options.epoch_number, options.batch_size, options.learning_rate, options.seed)
+        check_hyperparameters(
+            options.epoch_number, options.batch_size, options.learning_rate, options.seed
+        )
         picture_file(options.plot)
     except (TypeError, ValueError, OSError) as error:
         parser.error(str(error))
     return options
 
 
-def save_picture(options: argparse.Namespace, name: str, history: History, model: NumpyModel, test_set: Any) -> bool:
+def save_picture(
+    options: argparse.Namespace, name: str, history: History, model: NumpyModel, test_set: Any
+) -> bool:
     """Save the picture of a run, say where it is or why it could not be saved, and return whether it was."""
     epochs, of = len(history.accuracies), options.epoch_number
     title = f"{name}: {epochs} of {of} epochs, batch size {options.batch_size}, "
@@ -167,7 +193,10 @@ def save_picture(options: argparse.Namespace, name: str, history: History, model
     try:
         plot_curve(*curves, model, test_set, title, options.plot, show=epochs == of)
     except Exception as error:  # from the file system, or from matplotlib for its many formats
-        print(f"The loss curve could not be saved to {options.plot} ({reason(error)}).", file=sys.stderr)
+        print(
+            f"The loss curve could not be saved to {options.plot} ({reason(error)}).",
+            file=sys.stderr,
+        )
         return False
     print(f"The loss curve is in {options.plot}", flush=True)
     return True
@@ -179,7 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rng, history, code = np.random.default_rng(options.seed), History(), 1
     model = NumpyModel(rng)
     try:
-        data = load_dataset(options.dataset or DATASET, options.data_dir, fallback=options.dataset is None)
+        data = load_dataset(
+            options.dataset or DATASET, options.data_dir, fallback=options.dataset is None
+        )
         sizes = f"{len(data.train[1])} training and {len(data.test[1])} test images"
         print(f"{data.name}: {sizes} from {data.source}", flush=True)
         hyperparameters = (options.epoch_number, options.batch_size, options.learning_rate)
@@ -190,8 +221,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if history.losses and not save_picture(options, data.name, history, model, data.test):
                 code = 1
         if history.accuracies[-1] < 0.5:
-            learned = f"Hardly anything was learned: the test accuracy is {history.accuracies[-1]:.4f}"
-            print(f"{learned}; try another learning rate or batch size, more epochs, or, {CHECK}.", file=sys.stderr)
+            learned = (
+                f"Hardly anything was learned: the test accuracy is {history.accuracies[-1]:.4f}"
+            )
+            print(
+                f"{learned}; try another learning rate or batch size, more epochs, or, {CHECK}.",
+                file=sys.stderr,
+            )
     except (DataError, FloatingPointError, MemoryError) as error:
         print(f"{reason(error)}.", file=sys.stderr)
     except KeyboardInterrupt:
@@ -205,5 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     with contextlib.suppress(AttributeError):  # in a notebook or an IDE
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that it can't print
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the run is over: Ctrl-C is no failure any more
+    atexit.register(
+        signal.signal, signal.SIGINT, signal.SIG_IGN
+    )  # the run is over: Ctrl-C is no failure any more
     sys.exit(main())

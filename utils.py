@@ -17,7 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 DATASETS = ("MNIST", "FashionMNIST", "KMNIST", "digits")
-FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 WINDOW = 51  # steps of the moving average
 
 
@@ -51,14 +56,21 @@ def load_dataset(name: str, data_dir: str = "data", fallback: bool = False) -> D
             download(name, raw, missing)
         except Exception as error:  # whatever it is, the way out for the user is the same
             failed = f"{name} could not be downloaded ({reason(error)})"
-            failed += f"; to use it, put {', '.join(missing)}, each unpacked or as a .gz, into {raw}"
+            failed += (
+                f"; to use it, put {', '.join(missing)}, each unpacked or as a .gz, into {raw}"
+            )
             if not fallback:
                 raise DataError(failed) from error
             print(f"{failed}; going on with digits.", file=sys.stderr)
             return load_digits()
         placed = find_files(raw)
     train_images, train_labels, test_images, test_labels = (placed[file] for file in FILES)
-    return Dataset(name, read_images(train_images, train_labels), read_images(test_images, test_labels), str(raw))
+    return Dataset(
+        name,
+        read_images(train_images, train_labels),
+        read_images(test_images, test_labels),
+        str(raw),
+    )
 
 
 def reason(error: BaseException) -> str:
@@ -68,7 +80,9 @@ def reason(error: BaseException) -> str:
 
 def damaged(path: Path, fault: str) -> DataError:
     """Return the error for a file that is there but is not what it should be."""
-    return DataError(f"{path} can't be used: {fault}; move it away and run again to download it anew")
+    return DataError(
+        f"{path} can't be used: {fault}; move it away and run again to download it anew"
+    )
 
 
 def find_files(raw: Path) -> dict[str, Path]:
@@ -90,7 +104,9 @@ def read_images(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.nd
     images, labels = read_idx(images_path, 28, 28), read_idx(labels_path)
     if len(labels) != len(images) or labels.max() > 9:
         fault = f"it has {len(labels)} labels from {labels.min()} to {labels.max()}"
-        raise damaged(labels_path, f"{fault}, expected {len(images)} from 0 to 9 for {images_path.name}")
+        raise damaged(
+            labels_path, f"{fault}, expected {len(images)} from 0 to 9 for {images_path.name}"
+        )
     return normalize(images), labels.copy()  # what is read from a file can't be written to
 
 
@@ -109,7 +125,10 @@ def read_idx(path: Path, *shape: int) -> np.ndarray:
     count, rest = divmod(len(content) - 4 - 4 * ndim, math.prod(shape))
     header = struct.pack(f">4B{ndim}I", 0, 0, 8, ndim, max(count, 0), *shape)
     if rest or count < 1 or not content.startswith(header):
-        raise damaged(path, f"its {len(content)} bytes are no IDX file of {'×'.join(map(str, ('N', *shape)))} bytes")
+        raise damaged(
+            path,
+            f"its {len(content)} bytes are no IDX file of {'×'.join(map(str, ('N', *shape)))} bytes",
+        )
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(count, *shape)
 
 
@@ -118,13 +137,20 @@ def download(name: str, raw: Path, missing: Sequence[str]) -> None:
 
     It works in a folder of its own, so that neither a failure nor Ctrl-C leaves half a file.
     """
-    print(f"{raw.absolute()} lacks {', '.join(missing)}: downloading {name} with torchvision", file=sys.stderr)
+    print(
+        f"{raw.absolute()} lacks {', '.join(missing)}: downloading {name} with torchvision",
+        file=sys.stderr,
+    )
     timeout = socket.getdefaulttimeout()
     try:
-        socket.setdefaulttimeout(10)  # seconds; torchvision sets none, and a silent firewall would hold for minutes
+        socket.setdefaulttimeout(
+            10
+        )  # seconds; torchvision sets none, and a silent firewall would hold for minutes
         raw.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=raw, prefix="download-") as folder:
-            from torchvision import datasets  # 2.5 s and 400 MB, which a run whose files are in place does not pay
+            from torchvision import (
+                datasets,
+            )  # 2.5 s and 400 MB, which a run whose files are in place does not pay
 
             getattr(datasets, name)(folder, download=True)
             for file in missing:
@@ -152,7 +178,9 @@ def load_digits() -> Dataset:
     shifts = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
     train_images = np.concatenate([np.roll(images[:1500], shift, axis=(1, 2)) for shift in shifts])
     train_labels = np.tile(labels[:1500], len(shifts))
-    return Dataset("digits", (train_images, train_labels), (images[1500:], labels[1500:]), "scikit-learn")
+    return Dataset(
+        "digits", (train_images, train_labels), (images[1500:], labels[1500:]), "scikit-learn"
+    )
 
 
 def normalize(images: np.ndarray) -> np.ndarray:
@@ -170,7 +198,9 @@ def one_hot(labels: Any, classes: int = 10) -> np.ndarray:
     targets = labels[..., None] == np.arange(classes)
     if labels.ndim != 1 or targets.sum() != len(labels):
         words = f"expected integers from 0 to {classes - 1} in shape (N,)"
-        raise ValueError(f"labels are {labels.min()} to {labels.max()} in shape {labels.shape}, {words}")
+        raise ValueError(
+            f"labels are {labels.min()} to {labels.max()} in shape {labels.shape}, {words}"
+        )
     return targets.astype(np.float32)
 
 
@@ -219,7 +249,9 @@ def picture_file(path: str) -> tuple[Path, Path]:
 
 def tile(images: np.ndarray, columns: int, below: int = 1, beside: int = 1) -> np.ndarray:
     """Return images (N, 28, 28) as one, `columns` a row, with NaN, drawn as background, below and beside each."""
-    images = np.pad(images, ((0, -len(images) % columns), (0, below), (0, beside)), constant_values=np.nan)
+    images = np.pad(
+        images, ((0, -len(images) % columns), (0, below), (0, beside)), constant_values=np.nan
+    )
     _, height, width = images.shape
     return images.reshape(-1, columns, height, width).swapaxes(1, 2).reshape(-1, columns * width)
 
@@ -229,7 +261,10 @@ def draw_weights(ax: Any, W1: np.ndarray) -> None:
     images = W1[:784, np.argsort(-np.linalg.norm(W1, axis=0))[:32]].T.reshape(-1, 28, 28)
     limit = abs(images).max() or 1
     ax.imshow(tile(images, 8), cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    ax.set_title(f"What the first layer looks for: {len(images)} columns of W1\n(red above 0, blue below)", fontsize=10)
+    ax.set_title(
+        f"What the first layer looks for: {len(images)} columns of W1\n(red above 0, blue below)",
+        fontsize=10,
+    )
     ax.axis("off")
 
 
@@ -239,9 +274,15 @@ def draw_mistakes(ax: Any, y_pred: np.ndarray, images: np.ndarray, labels: np.nd
     wrong = np.flatnonzero(answers != labels)
     worst = wrong[np.argsort(-y_pred[wrong, answers[wrong]], kind="stable")][:8]
     columns, below, beside = 4, 16, 14  # the latter in pixels, for the words
-    ax.imshow(tile(images[worst].reshape(-1, 28, 28), columns, below, beside), cmap="gray_r", interpolation="nearest")
+    ax.imshow(
+        tile(images[worst].reshape(-1, 28, 28), columns, below, beside),
+        cmap="gray_r",
+        interpolation="nearest",
+    )
     for place, i in enumerate(worst):
-        said, true = (f"{digit}: {np.exp(y_pred[i, digit]):.3f}" for digit in (answers[i], labels[i]))
+        said, true = (
+            f"{digit}: {np.exp(y_pred[i, digit]):.3f}" for digit in (answers[i], labels[i])
+        )
         x, y = place % columns * (28 + beside) + 14, place // columns * (28 + below) + 29
         ax.text(x, y, f"taken for {said}\nlabeled {true}", ha="center", va="top", fontsize=8)
     ax.set_title("Most certain of a wrong answer, with probabilities\n(test images)", fontsize=10)
@@ -271,7 +312,9 @@ def plot_curve(
         mistaken = (y_pred.argmax(axis=1) != test_set[1]).any()
         panels, size = [*panels, "WWWMMM" if mistaken else "WWW..."], (10, 7)
     heights = (4, 3)[: len(panels)]
-    figure, axes = plt.subplot_mosaic("\n".join(panels), figsize=size, height_ratios=heights, layout="constrained")
+    figure, axes = plt.subplot_mosaic(
+        "\n".join(panels), figsize=size, height_ratios=heights, layout="constrained"
+    )
     figure.suptitle(title)
     marker = "." if len(losses) < WINDOW else ""  # the line of a single step could not be seen
     label = f"each step (highest: {max(losses):.2f})"
@@ -282,7 +325,9 @@ def plot_curve(
     axes["L"].set_ylim(0, 1.1 * max(losses[0], np.quantile(losses, 0.95)))
     axes["L"].legend()
     if len(accuracies):
-        axes["A"].plot(train_accuracies, color="tab:gray", marker=".", label="training (up to 10,000)")
+        axes["A"].plot(
+            train_accuracies, color="tab:gray", marker=".", label="training (up to 10,000)"
+        )
         axes["A"].plot(accuracies, color="tab:orange", marker="o", label="test")
         axes["A"].set(xlabel="epoch", ylabel="accuracy (fraction)")
         axes["A"].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)

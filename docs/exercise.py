@@ -15,9 +15,22 @@ from posixpath import dirname, join, normpath
 
 PROJECT = Path(__file__).resolve().parents[1]
 FILES = (
-    *(".gitignore", ".pytest.ini", "requirements.txt", "numpy_fnn.py", "numpy_mnist.py", "utils.py"),
-    *(f"tests/{name}" for name in ("__init__.py", "conftest.py", "gradient_check.py", "requirements.txt")),
-    *(f"tests/{name}.py" for name in ("test_numpy_fnn", "test_numpy_mnist", "test_utils", "torch_reference")),
+    *(
+        ".gitignore",
+        ".pytest.ini",
+        "requirements.txt",
+        "numpy_fnn.py",
+        "numpy_mnist.py",
+        "utils.py",
+    ),
+    *(
+        f"tests/{name}"
+        for name in ("__init__.py", "conftest.py", "gradient_check.py", "requirements.txt")
+    ),
+    *(
+        f"tests/{name}.py"
+        for name in ("test_numpy_fnn", "test_numpy_mnist", "test_utils", "torch_reference")
+    ),
 )
 # What each step of the lab sheet asks to write, under the words that choose its tests (pytest -k).
 STEPS = {
@@ -37,7 +50,11 @@ def functions(source: str, file: str = "<source>") -> Iterator[tuple[str, ast.Fu
         if isinstance(node, ast.FunctionDef):
             yield node.name, node
         elif isinstance(node, ast.ClassDef):
-            yield from ((f"{node.name}.{part.name}", part) for part in node.body if isinstance(part, ast.FunctionDef))
+            yield from (
+                (f"{node.name}.{part.name}", part)
+                for part in node.body
+                if isinstance(part, ast.FunctionDef)
+            )
 
 
 def without_solutions(source: str, names: Collection[str], file: str = "<source>") -> str:
@@ -45,7 +62,9 @@ def without_solutions(source: str, names: Collection[str], file: str = "<source>
     lines = source.splitlines(keepends=True)
     for _, function in reversed([item for item in functions(source, file) if item[0] in names]):
         docstring, *statements = function.body
-        checks = [node for node in statements if re.search(r"\braise\b|\bcheck_\w+\(", ast.unparse(node))]
+        checks = [
+            node for node in statements if re.search(r"\braise\b|\bcheck_\w+\(", ast.unparse(node))
+        ]
         last = [docstring, *checks][-1]
         formulas = " and ".join(re.findall(r"\(\d\.\d\)", ast.get_docstring(function) or ""))
         hole = f'{" " * docstring.col_offset}raise NotImplementedError("write {formulas}")\n'
@@ -60,7 +79,9 @@ def forward_alone(page: str) -> str:
     for i, section in enumerate(sections):
         if forward := re.match(kept, section, flags=re.DOTALL):
             numbers = re.findall(r"\\tag\{(\d\.\d)\}", section[forward.end() :])
-            sections[i] = f"{forward[0]}\nYours to derive: {', '.join(f'({number})' for number in numbers)}.\n\n"
+            sections[i] = (
+                f"{forward[0]}\nYours to derive: {', '.join(f'({number})' for number in numbers)}.\n\n"
+            )
     return "# Formulas\n\n" + "".join(sections)
 
 
@@ -70,18 +91,33 @@ def exercise(derive: bool = False) -> dict[str, bytes]:
     to_write = {name for step in STEPS.values() for name in step}
     for name in ("numpy_fnn.py", "numpy_mnist.py"):
         texts[name] = without_solutions(texts[name], to_write, name)
-    pages = {page.name: page.read_text(encoding="utf-8") for page in (PROJECT / "docs").glob("*.md")}
+    pages = {
+        page.name: page.read_text(encoding="utf-8") for page in (PROJECT / "docs").glob("*.md")
+    }
     derivations = re.sub(r"```python\n.*?\n```\n\n?", "", pages["derivations.md"], flags=re.DOTALL)
-    derivations = re.sub(r"[^.]*\]\(report\.md\S*\)[^.]*\.", "", derivations)  # sentences about what is not in the copy
+    derivations = re.sub(
+        r"[^.]*\]\(report\.md\S*\)[^.]*\.", "", derivations
+    )  # sentences about what is not in the copy
     if derive:
         texts["numpy_fnn.py"] = re.sub(r",  grad_\w+ = .*?\(\d\.\d\)", "", texts["numpy_fnn.py"])
         derivations = forward_alone(derivations)
-        for name in ("lab_sheet.md", "lab_sheet.zh.md"):  # whose experiments and answers tell about the gradients
+        for name in (
+            "lab_sheet.md",
+            "lab_sheet.zh.md",
+        ):  # whose experiments and answers tell about the gradients
             pages[name] = "".join(re.split(r"^(?=## )", pages[name], flags=re.MULTILINE)[:2])
     # The sheet moves from docs up to the copy's top.
-    sheet = re.sub(r"(?<=\]\()(?!\w+:|#)[^#)]+", lambda link: normpath(join("docs", link[0])), pages["lab_sheet.md"])
+    sheet = re.sub(
+        r"(?<=\]\()(?!\w+:|#)[^#)]+",
+        lambda link: normpath(join("docs", link[0])),
+        pages["lab_sheet.md"],
+    )
     chinese = pages["lab_sheet.zh.md"].replace("](lab_sheet.md", "](../README.md")
-    texts |= {"README.md": sheet, "docs/lab_sheet.zh.md": chinese, "docs/derivations.md": derivations}
+    texts |= {
+        "README.md": sheet,
+        "docs/lab_sheet.zh.md": chinese,
+        "docs/derivations.md": derivations,
+    }
     files = {name: text.encode() for name, text in texts.items()}
     for page, text in texts.items():
         for link in re.findall(r"!\[.*?\]\(([^:)]+)\)", text):
@@ -110,7 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the copy and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m docs.exercise", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="new or empty")
-    parser.add_argument("--derive", action="store_true", help="leave out the formulas of the gradients, too")
+    parser.add_argument(
+        "--derive", action="store_true", help="leave out the formulas of the gradients, too"
+    )
     options = parser.parse_args(arguments)
     try:
         write_exercise(options.folder, options.derive)

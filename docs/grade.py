@@ -38,8 +38,14 @@ from docs.exercise import PROJECT, STEPS, without_solutions
 from utils import reason
 
 # The finished lab without the solutions of a step. Made here, since Python 3.11 can't parse in several threads at once.
-LAB = {file: (PROJECT / f"{file}.py").read_text(encoding="utf-8") for file in ("utils", "numpy_fnn", "numpy_mnist")}
-LABS = {step: {file: without_solutions(LAB[file], names) for file in LAB} for step, names in STEPS.items()}
+LAB = {
+    file: (PROJECT / f"{file}.py").read_text(encoding="utf-8")
+    for file in ("utils", "numpy_fnn", "numpy_mnist")
+}
+LABS = {
+    step: {file: without_solutions(LAB[file], names) for file in LAB}
+    for step, names in STEPS.items()
+}
 CHILD = "from __future__ import annotations\nimport ast, contextlib, sys, traceback, types, numpy as np\n"
 
 
@@ -58,7 +64,9 @@ def results(step: str, lab: dict[str, Any], seed: int) -> Iterator[tuple[str, np
     if step in ("Matmul", "Relu", "Log", "Softmax"):
         x = rng.standard_normal((4, 6))
         x[0, :2] = 0, 1e-12  # Relu's kink, and where Log needs its ε
-        x = read_only({"Log": abs(x), "Softmax": x + 1000}.get(step, x))  # exp overflows without the shift
+        x = read_only(
+            {"Log": abs(x), "Softmax": x + 1000}.get(step, x)
+        )  # exp overflows without the shift
         op = lab[step]()
         yield f"{step}: y", op.forward(x, draw(6, 6)) if step == "Matmul" else op.forward(x)
         grads = op.backward(draw(4, 6))
@@ -96,19 +104,27 @@ def graft(module: types.ModuleType, hand_in: bytes, names: Sequence[str]) -> Non
     for node in ast.parse(hand_in).body:
         kept = isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
         if kept or (isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)):
-            with contextlib.suppress(Exception):  # as of a package that only the student has: who needs it will tell
+            with contextlib.suppress(
+                Exception
+            ):  # as of a package that only the student has: who needs it will tell
                 exec(compile(ast.Module([node], []), "hand-in", "exec"), vars(student))
     for name in names:
         owner, _, function = name.rpartition(".")
         if hasattr(module, owner or name):
-            ours, theirs = (getattr(module, owner), getattr(student, owner)) if owner else (module, student)
+            ours, theirs = (
+                (getattr(module, owner), getattr(student, owner)) if owner else (module, student)
+            )
             for part, value in list(vars(theirs).items()):
                 if part == function or not hasattr(ours, part):
                     setattr(ours, part, value)
-    vars(student).update(vars(module))  # whatever else the lab has, a student's functions find as it is in the lab
+    vars(student).update(
+        vars(module)
+    )  # whatever else the lab has, a student's functions find as it is in the lab
 
 
-def run(lab: dict[str, str], hand_in: dict[str, bytes], step: str, names: Sequence[str], seed: int) -> None:
+def run(
+    lab: dict[str, str], hand_in: dict[str, bytes], step: str, names: Sequence[str], seed: int
+) -> None:
     """Write the results of a step, and what ended them before their time, to results.npz: the child's part."""
     with contextlib.suppress(ImportError, ValueError):  # where the system can't
         import resource
@@ -129,7 +145,9 @@ def run(lab: dict[str, str], hand_in: dict[str, bytes], step: str, names: Sequen
     except Exception as error:
         traceback.clear_frames(error.__traceback__)  # and so the memory that they hold
         frames = traceback.walk_tb(error.__traceback__)
-        lines = [f", line {line}" for frame, line in frames if frame.f_code.co_filename == "hand-in"]
+        lines = [
+            f", line {line}" for frame, line in frames if frame.f_code.co_filename == "hand-in"
+        ]
         arrays["error"] = np.array(f"{step}{''.join(lines[-1:])}: {type(error).__name__}: {error}")
     np.savez("results.npz", **arrays)
 
@@ -155,9 +173,16 @@ def judge(step: str, hand_in: dict[str, bytes], seed: int, seconds: float) -> st
     program += f"run(*{(LABS[step], hand_in, step, STEPS[step], seed)})\n"
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        process: dict[str, Any] = {"cwd": folder, "env": environment, "stdout": DEVNULL, "stderr": DEVNULL}
+        process: dict[str, Any] = {
+            "cwd": folder,
+            "env": environment,
+            "stdout": DEVNULL,
+            "stderr": DEVNULL,
+        }
         try:
-            subprocess.run([sys.executable, "-"], input=program.encode(), timeout=seconds, **process)
+            subprocess.run(
+                [sys.executable, "-"], input=program.encode(), timeout=seconds, **process
+            )
             with np.load(Path(folder, "results.npz")) as file:
                 got = dict(file)
         except subprocess.TimeoutExpired:
@@ -169,7 +194,9 @@ def judge(step: str, hand_in: dict[str, bytes], seed: int, seconds: float) -> st
             return str(got.get("error", f"{name} is missing"))
         array = got[name]
         if (array.dtype, array.shape) != (expected.dtype, expected.shape):
-            return f"{name} is {array.dtype} {array.shape}, expected {expected.dtype} {expected.shape}"
+            return (
+                f"{name} is {array.dtype} {array.shape}, expected {expected.dtype} {expected.shape}"
+            )
         for i in map(tuple, np.argwhere(~np.isclose(array, expected, 1e-4, 1e-4)).tolist()):
             return f"{name} is {array[i]:.6g} at {list(i)}, expected {expected[i]:.6g}"
     return ""
@@ -187,36 +214,64 @@ def grade(submission: Path, seed: int, seconds: float) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Grade, print a line for each submission, write the files, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m docs.grade", description=__doc__)
-    parser.add_argument("submissions", nargs="+", type=Path, metavar="SUBMISSION", help="a folder or .zip")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="new or empty; for grades.csv and each results.json")
-    parser.add_argument("--seconds", type=float, default=20, help="the limit for each step (default: %(default)s)")
+    parser.add_argument(
+        "submissions", nargs="+", type=Path, metavar="SUBMISSION", help="a folder or .zip"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="new or empty; for grades.csv and each results.json",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="the limit for each step (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     submissions = {path.resolve().name.removesuffix(".zip"): path for path in options.submissions}
     if len(submissions) < len(options.submissions):
-        parser.error(f"two submissions have the same name, expected names of their own: {', '.join(submissions)}")
+        parser.error(
+            f"two submissions have the same name, expected names of their own: {', '.join(submissions)}"
+        )
     if not options.seconds > 0:
         parser.error(f"--seconds is {options.seconds}, expected more than 0")
     if missing := [str(path) for path in options.submissions if not path.exists()]:
         parser.error(f"there is no {', '.join(missing)}")
-    if options.output and options.output.exists() and (options.output.is_file() or any(options.output.iterdir())):
+    if (
+        options.output
+        and options.output.exists()
+        and (options.output.is_file() or any(options.output.iterdir()))
+    ):
         parser.error(f"{options.output} is there already, expected a new or empty folder")
     warnings.simplefilter("ignore")  # those of students' code
     seed, rows = secrets.randbits(32), []
     with ThreadPool(os.cpu_count()) as pool:
         graded = pool.imap(lambda path: grade(path, seed, options.seconds), submissions.values())
-        for name, faults in zip(submissions, tqdm(graded, total=len(submissions), disable=None), strict=True):
+        for name, faults in zip(
+            submissions, tqdm(graded, total=len(submissions), disable=None), strict=True
+        ):
             score, sentences = faults.count(""), "; ".join(dict.fromkeys(filter(None, faults)))
-            tqdm.write(f"{name:<{max(map(len, submissions))}}  {score}/{len(STEPS)}  {sentences}".rstrip())
+            tqdm.write(
+                f"{name:<{max(map(len, submissions))}}  {score}/{len(STEPS)}  {sentences}".rstrip()
+            )
             rows.append([name, score, *faults])
             if options.output:
                 tests = [
-                    {"name": f"{i} {step}", "score": int(not fault), "max_score": 1, "output": fault}
+                    {
+                        "name": f"{i} {step}",
+                        "score": int(not fault),
+                        "max_score": 1,
+                        "output": fault,
+                    }
                     for i, (step, fault) in enumerate(zip(STEPS, faults, strict=True), 1)
                 ]
                 (options.output / name).mkdir(parents=True)
-                (options.output / name / "results.json").write_text(json.dumps({"tests": tests}, indent=1))
+                (options.output / name / "results.json").write_text(
+                    json.dumps({"tests": tests}, indent=1)
+                )
     if options.output:
-        with open(options.output / "grades.csv", "w", encoding="utf-8-sig", newline="") as file:  # as Excel reads it
+        with open(
+            options.output / "grades.csv", "w", encoding="utf-8-sig", newline=""
+        ) as file:  # as Excel reads it
             csv.writer(file).writerows([["name", "score", *STEPS], *rows])
     return 0
 

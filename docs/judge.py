@@ -11,7 +11,9 @@ from docs.runs import Run, Setting
 from utils import moving_average
 
 GUESSING = math.log(10)  # the loss of ten classes with the same probability
-MARGIN = 2 * (0.98 * 0.02 / 10000) ** 0.5  # twice the standard error of an accuracy of 0.98 on 10,000 images
+MARGIN = (
+    2 * (0.98 * 0.02 / 10000) ** 0.5
+)  # twice the standard error of an accuracy of 0.98 on 10,000 images
 LEVEL = 0.1  # the loss at which runs are compared
 ABOVE_0, ABOVE_1, ALIKE = (0.0, math.inf), (1.0, math.inf), (-MARGIN, MARGIN)
 
@@ -47,7 +49,9 @@ def steps_until(result: Result, level: float = LEVEL) -> np.ndarray:
 
 def fluctuation(result: Result, first: int, last: int) -> np.ndarray:
     """Return for every seed, of some epochs, the standard deviation of the loss around its moving average."""
-    return (result.losses - result.averages)[:, first * result.steps : (last + 1) * result.steps].std(axis=1)
+    return (result.losses - result.averages)[
+        :, first * result.steps : (last + 1) * result.steps
+    ].std(axis=1)
 
 
 def fluctuation_at_level(result: Result) -> np.ndarray:
@@ -60,21 +64,35 @@ def fluctuation_at_level(result: Result) -> np.ndarray:
 def stairs(result: Result) -> np.ndarray:
     """Return for every seed by which share the loss changes at the ends of epochs 3 to 8: means of 80 steps."""
     ends = np.arange(4, 10)[:, None] * result.steps
-    before, after = (result.losses[:, ends + np.arange(first, first + 80)].mean(axis=2) for first in (-80, 0))
+    before, after = (
+        result.losses[:, ends + np.arange(first, first + 80)].mean(axis=2) for first in (-80, 0)
+    )
     return after / before - 1
 
 
-def compare(what: str, of: Quantity, first: Result, second: Result, concluded: Side = ABOVE_0) -> Measurement:
+def compare(
+    what: str, of: Quantity, first: Result, second: Result, concluded: Side = ABOVE_0
+) -> Measurement:
     """Return by how much or, where that is to be above 1, by which factor a quantity is larger in the first result."""
-    values, word = (of(first) / of(second), "over") if concluded == ABOVE_1 else (of(first) - of(second), "less")
+    values, word = (
+        (of(first) / of(second), "over")
+        if concluded == ABOVE_1
+        else (of(first) - of(second), "less")
+    )
     return f"{what}: {first.name} {word} {second.name}", values, concluded
 
 
-def measurements(two: Result, three: Result, four: Result, doubled: Result) -> dict[str, list[Measurement]]:
+def measurements(
+    two: Result, three: Result, four: Result, doubled: Result
+) -> dict[str, list[Measurement]]:
     """Return for each of the six conclusions what tests it; `doubled` has twice the batch and the rate of `two`."""
     falls = (np.diff(two.accuracies[:, 10:30], axis=1) < 0).sum(axis=1)
-    early, late = (two.accuracies[:, epochs].mean(axis=1) for epochs in (slice(10, 20), slice(20, 30)))
-    loss_2, loss_9 = (two.losses[:, n * two.steps : (n + 1) * two.steps].mean(axis=1) for n in (2, 9))
+    early, late = (
+        two.accuracies[:, epochs].mean(axis=1) for epochs in (slice(10, 20), slice(20, 30))
+    )
+    loss_2, loss_9 = (
+        two.losses[:, n * two.steps : (n + 1) * two.steps].mean(axis=1) for n in (2, 9)
+    )
     tenth, fluctuates = two.accuracies[:, 9], f"fluctuation at a loss of {LEVEL}"
     equal_steps = f"accuracy: {two.name} after epoch 9 less {three.name} after epoch 19"
     return {
@@ -85,25 +103,42 @@ def measurements(two: Result, three: Result, four: Result, doubled: Result) -> d
         ],
         "b": [
             ("mean loss, epoch 2 less epoch 9", loss_2 - loss_9, ABOVE_0),
-            ("fluctuation, epoch 2 less epoch 9", fluctuation(two, 2, 2) - fluctuation(two, 9, 9), ABOVE_0),
+            (
+                "fluctuation, epoch 2 less epoch 9",
+                fluctuation(two, 2, 2) - fluctuation(two, 9, 9),
+                ABOVE_0,
+            ),
         ],
         "c": [
             compare("accuracy after epoch 0", lambda r: r.accuracies[:, 0], two, three),
-            compare(f"epochs until the loss is {LEVEL}", lambda r: steps_until(r) / r.steps, three, two),
+            compare(
+                f"epochs until the loss is {LEVEL}", lambda r: steps_until(r) / r.steps, three, two
+            ),
             compare("accuracy after epoch 9", lambda r: r.accuracies[:, 9], two, three, ALIKE),
             (equal_steps, tenth - three.accuracies[:, 19], ALIKE),
             compare("accuracy after epoch 9", lambda r: r.accuracies[:, 9], two, doubled, ALIKE),
         ],
         "d": [
             compare(fluctuates, fluctuation_at_level, two, three, ABOVE_1),
-            compare("fluctuation in epochs 0 to 9", lambda r: fluctuation(r, 0, 9), two, three, ABOVE_1),
-            compare("fluctuation in epochs 0 to 5", lambda r: fluctuation(r, 0, 5), two, three, ABOVE_1),
-            compare("fluctuation in epochs 6 to 9", lambda r: fluctuation(r, 6, 9), two, three, ABOVE_1),
+            compare(
+                "fluctuation in epochs 0 to 9", lambda r: fluctuation(r, 0, 9), two, three, ABOVE_1
+            ),
+            compare(
+                "fluctuation in epochs 0 to 5", lambda r: fluctuation(r, 0, 5), two, three, ABOVE_1
+            ),
+            compare(
+                "fluctuation in epochs 6 to 9", lambda r: fluctuation(r, 6, 9), two, three, ABOVE_1
+            ),
         ],
         "e": [
             compare(f"steps until the loss is {LEVEL}", steps_until, three, four),
             compare(fluctuates, fluctuation_at_level, four, three, ABOVE_1),
-            compare("lowest accuracy after epochs 5 to 9", lambda r: r.accuracies[:, 5:10].min(axis=1), three, four),
+            compare(
+                "lowest accuracy after epochs 5 to 9",
+                lambda r: r.accuracies[:, 5:10].min(axis=1),
+                three,
+                four,
+            ),
         ],
         "f": [
             compare("accuracy after epoch 0", lambda r: r.accuracies[:, 0], four, three),

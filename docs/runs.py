@@ -61,7 +61,9 @@ class LogSoftmax(NumpyOp):
         return grad_y - np.exp(self.memory["y"]) * grad_y.sum(axis=-1, keepdims=True)
 
 
-NOTHING = SimpleNamespace(forward=lambda x: x, backward=lambda grad_y: grad_y)  # LogSoftmax leaves nothing to Log
+NOTHING = SimpleNamespace(
+    forward=lambda x: x, backward=lambda grad_y: grad_y
+)  # LogSoftmax leaves nothing to Log
 FORMS: dict[str, Callable[[], dict[str, Any]]] = {
     "this lab": lambda: {"softmax": Softmax(), "log": Log()},
     "exact cross-entropy": lambda: {"softmax": LogSoftmax(), "log": NOTHING},
@@ -122,7 +124,9 @@ def train_run(dataset: Dataset, setting: Setting, seed: int) -> Run:
     (model, rng), history = start(setting, seed), numpy_mnist.History()
     silent = contextlib.redirect_stdout(io.StringIO())
     with silent, contextlib.suppress(FloatingPointError), np.errstate(divide="ignore"):
-        numpy_mnist.train(model, dataset.train, dataset.test, *setting[:3], rng=rng, history=history)
+        numpy_mnist.train(
+            model, dataset.train, dataset.test, *setting[:3], rng=rng, history=history
+        )
     steps = setting.epochs * math.ceil(len(dataset.train[1]) / setting.batch_size)
     run = Run(np.full(steps, np.nan), np.full(setting.epochs, np.nan))
     run.losses[: len(history.losses)] = history.losses
@@ -131,18 +135,27 @@ def train_run(dataset: Dataset, setting: Setting, seed: int) -> Run:
 
 
 @np.errstate(all="ignore")
-def step(model: NumpyModel, x: np.ndarray, labels: np.ndarray, learning_rate: float) -> tuple[float, ...]:
+def step(
+    model: NumpyModel, x: np.ndarray, labels: np.ndarray, learning_rate: float
+) -> tuple[float, ...]:
     """Take one step as numpy_mnist.py does; return true loss, share of images with p < ε, norm of the gradient."""
     numpy_loss, target = NumpyLoss(), one_hot(labels)
     numpy_loss.get_loss(model.forward(x), target)
     model.backward(numpy_loss.backward(), needs_input_grad=False)
     log_p = special.log_softmax(model.matmul_3.memory["y"].astype(float), axis=1)[target == 1]
-    norm = np.sqrt(sum(np.sum(grad.astype(float) ** 2) for grad in (model.W1_grad, model.W2_grad, model.W3_grad)))
+    norm = np.sqrt(
+        sum(
+            np.sum(grad.astype(float) ** 2)
+            for grad in (model.W1_grad, model.W2_grad, model.W3_grad)
+        )
+    )
     model.optimize(learning_rate)
     return -log_p.mean(), np.mean(np.exp(log_p) < Log().epsilon), norm
 
 
-def follow_burst(dataset: Dataset, setting: Setting, seed: int, burst: int) -> tuple[np.ndarray, float]:
+def follow_burst(
+    dataset: Dataset, setting: Setting, seed: int, burst: int
+) -> tuple[np.ndarray, float]:
     """Train with this lab's forms to AROUND[0] steps before a burst, and go on with others and the run's batches.
 
     Return what `step` returns for each step with these, up to the first NaN, and the accuracy at the end.
@@ -161,16 +174,30 @@ def follow_burst(dataset: Dataset, setting: Setting, seed: int, burst: int) -> t
 def machine() -> str:
     """Return what the digits of a run depend on besides the code and the data."""
     cpu, blas = Path("/proc/cpuinfo"), np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    name = re.search("model name\\s*: (.*)", cpu.read_text()) if cpu.exists() else None  # as on Linux alone
-    kernels = {library["architecture"] for library in threadpoolctl.threadpool_info() if "architecture" in library}
+    name = (
+        re.search("model name\\s*: (.*)", cpu.read_text()) if cpu.exists() else None
+    )  # as on Linux alone
+    kernels = {
+        library["architecture"]
+        for library in threadpoolctl.threadpool_info()
+        if "architecture" in library
+    }
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}, {blas['name']} {blas['version']}"
     return f"{name[1] if name else platform.machine()}, {versions}, kernels {' and '.join(sorted(kernels))}"
 
 
 def code() -> str:
     """Return the code that a run executes, without comments, docstrings, layout and the words of errors."""
-    parts = (numpy_mnist.as_arrays, numpy_mnist.mini_batch, numpy_mnist.evaluate, numpy_mnist.train, one_hot)
-    trees = [ast.parse(inspect.getsource(part)) for part in (numpy_fnn, sys.modules[__name__], *parts)]
+    parts = (
+        numpy_mnist.as_arrays,
+        numpy_mnist.mini_batch,
+        numpy_mnist.evaluate,
+        numpy_mnist.train,
+        one_hot,
+    )
+    trees = [
+        ast.parse(inspect.getsource(part)) for part in (numpy_fnn, sys.modules[__name__], *parts)
+    ]
     for node in itertools.chain.from_iterable(map(ast.walk, trees)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             node.value = ast.Constant("")
@@ -181,10 +208,18 @@ def code() -> str:
 
 def perform(job: Job, dataset: Dataset, path: Path) -> int:
     """Do a job, keep what it gives under `path`, and return its number of epochs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the parent, which ends this process
     setting, seed, burst = job
-    given = train_run(dataset, setting, seed) if burst is None else follow_burst(dataset, setting, seed, burst)
-    partial = path.with_suffix(".partial")  # so that an end in the middle leaves no half a file under the name
+    given = (
+        train_run(dataset, setting, seed)
+        if burst is None
+        else follow_burst(dataset, setting, seed, burst)
+    )
+    partial = path.with_suffix(
+        ".partial"
+    )  # so that an end in the middle leaves no half a file under the name
     joblib.dump(given, partial)
     partial.replace(path)
     return setting.epochs
@@ -201,7 +236,9 @@ def gather(jobs: Sequence[Job], dataset: Dataset) -> list[Any]:
         CACHE.mkdir(exist_ok=True)
         with (
             joblib.parallel_config("loky", n_jobs=2, inner_max_num_threads=1),
-            tqdm(total=sum(job.setting.epochs for job in missing), unit="epoch", smoothing=0) as progress,
+            tqdm(
+                total=sum(job.setting.epochs for job in missing), unit="epoch", smoothing=0
+            ) as progress,
         ):
             calls = (joblib.delayed(perform)(job, dataset, paths[job]) for job in missing)
             for epochs in joblib.Parallel(return_as="generator_unordered")(calls):

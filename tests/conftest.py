@@ -78,7 +78,10 @@ def contents() -> dict[str, bytes]:
     patterns, arrays = rng.integers(0, 2, (10, 28, 28)) * 200, []
     for size in (30, 20):
         labels = np.arange(size, dtype=np.uint8) % 10
-        arrays += [(patterns[labels] + rng.integers(0, 50, (size, 28, 28))).astype(np.uint8), labels]
+        arrays += [
+            (patterns[labels] + rng.integers(0, 50, (size, 28, 28))).astype(np.uint8),
+            labels,
+        ]
     return {name: idx(array) for name, array in zip(FILES, arrays, strict=True)}
 
 
@@ -97,7 +100,9 @@ def mnist() -> Dataset:
     """Return the real MNIST from MNIST_DIR or data."""
     folder = os.environ.get("MNIST_DIR", "data")
     if len(find_files(Path(folder, "MNIST", "raw"))) < len(FILES):
-        pytest.skip(f"MNIST is not in {folder}: run numpy_mnist.py once, or set MNIST_DIR to a data directory")
+        pytest.skip(
+            f"MNIST is not in {folder}: run numpy_mnist.py once, or set MNIST_DIR to a data directory"
+        )
     return load_dataset("MNIST", folder)
 
 

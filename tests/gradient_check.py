@@ -61,7 +61,9 @@ def check_returned(call: str, result: object, kind: type, expected: str) -> None
     """Raise ValueError unless the result is an array or a tuple, `kind`, as `expected` names it."""
     if not isinstance(result, kind):
         names = {np.ndarray: "one array", type(None): "None"}
-        raise ValueError(f"{call} returned {names.get(type(result), type(result).__name__)}, expected {expected}")
+        raise ValueError(
+            f"{call} returned {names.get(type(result), type(result).__name__)}, expected {expected}"
+        )
 
 
 def run(op: Any, inputs: list[np.ndarray], grad_y: np.ndarray) -> dict[str, np.ndarray]:
@@ -93,7 +95,11 @@ def check_operator(operator: type[Any], inputs: list[np.ndarray], i: int = 0) ->
 
 def check_loss() -> Comparison:
     """Return the gradient of the loss of two images and three classes as computed, and as it should be."""
-    numpy_loss, pred, target = NumpyLoss(), np.log([[0.2, 0.3, 0.5], [0.1, 0.8, 0.1]]), np.eye(3)[[2, 0]]
+    numpy_loss, pred, target = (
+        NumpyLoss(),
+        np.log([[0.2, 0.3, 0.5], [0.1, 0.8, 0.1]]),
+        np.eye(3)[[2, 0]],
+    )
     numpy_loss.get_loss(pred, target)
     with keeping("NumpyLoss.backward", pred=pred, target=target):
         computed = numpy_loss.backward()
@@ -115,7 +121,9 @@ def check_model(name: str) -> Comparison:
     check_shape(f"{name}_grad", np.asarray(computed), arrays[name].shape)
     # The corner is a view: a step in it is a step in the weight or the images that it was cut from.
     corner = arrays[name][:3, :3]
-    return computed[:3, :3], numerical_gradient(lambda: (grad_y * model.forward(arrays["x1"])).sum(), corner)
+    return computed[:3, :3], numerical_gradient(
+        lambda: (grad_y * model.forward(arrays["x1"])).sum(), corner
+    )
 
 
 # Operator, gradient, formula in docs/derivations.md, and check; a new operator needs a row for each of its inputs.
@@ -137,7 +145,9 @@ def side_by_side(computed: np.ndarray, expected: np.ndarray) -> str:
     """Return two matrices as text, with a star at each entry that differs."""
     text = f"{'as computed (* differs)':>39}   {'as it should be':>33}\n"
     for row, right in zip(computed, expected, strict=True):
-        stars = [" " if error < TOLERANCE else "*" for error in relative_errors(row, right)]  # NaN differs, too
+        stars = [
+            " " if error < TOLERANCE else "*" for error in relative_errors(row, right)
+        ]  # NaN differs, too
         text += "".join(f"{value:11.3g}{star} " for value, star in zip(row, stars, strict=True))
         text += "   " + "".join(f"{value:11.3g}" for value in right) + "\n"
     return text
@@ -166,7 +176,9 @@ def main() -> int:
         except Exception as error:  # a mistake in an operator can be any of them
             verdict = f"{type(error).__name__}: {error}"
         verdicts.append(verdict)
-        print(f"{operator:<12}{gradient:<10}({formula}){'':<4}{largest:<16}{verdict}\n{case}", end="")
+        print(
+            f"{operator:<12}{gradient:<10}({formula}){'':<4}{largest:<16}{verdict}\n{case}", end=""
+        )
     if set(verdicts) == {"ok"}:
         return 0
     print("Repair the first line that is not ok: the lines of NumpyModel depend on all operators.")

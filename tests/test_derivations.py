@@ -21,7 +21,9 @@ CODE = inspect.getsource(numpy_fnn) + inspect.getsource(numpy_mnist)
 
 def test_quoted_code_is_the_code() -> None:
     for quote in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        assert any("\n" + textwrap.indent(quote, depth * " ") in CODE for depth in (0, 4, 8, 12)), quote
+        assert any("\n" + textwrap.indent(quote, depth * " ") in CODE for depth in (0, 4, 8, 12)), (
+            quote
+        )
 
 
 def test_formulas_are_the_originals_and_those_that_the_code_cites() -> None:

@@ -31,7 +31,9 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python in the folder, on one thread, as it may share the machine."""
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def functions(path: Path) -> dict[str, ast.FunctionDef]:
@@ -40,7 +42,11 @@ def functions(path: Path) -> dict[str, ast.FunctionDef]:
 
 
 def test_formulas_are_left_out_and_nothing_else(folder: Path) -> None:
-    text = "\n".join(path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.suffix in (".py", ".md"))
+    text = "\n".join(
+        path.read_text(encoding="utf-8")
+        for path in folder.rglob("*")
+        if path.suffix in (".py", ".md")
+    )
     code = {line.strip() for line in text.splitlines()} | set(re.findall(r"`([^`]+)`", text))
     assert {name for step in exercise.STEPS.values() for name in step} == TO_WRITE
     for module in MODULES:
@@ -58,7 +64,9 @@ def test_formulas_are_left_out_and_nothing_else(folder: Path) -> None:
             *kept, hole = map(ast.unparse, function.body)
             solution = list(map(ast.unparse, original[name].body))
             assert kept == solution[: len(kept)]
-            removed -= (original[name].end_lineno or 0) - (original[name].body[len(kept) - 1].end_lineno or 0)
+            removed -= (original[name].end_lineno or 0) - (
+                original[name].body[len(kept) - 1].end_lineno or 0
+            )
             numbers = re.findall(r"\(\d\.\d\)", ast.get_docstring(function) or "")
             assert hole == f"raise NotImplementedError('write {' and '.join(numbers)}')"
             assert ("raise" in kept[-1] or "check_" in kept[-1]) == (name in GUARDED)
@@ -71,7 +79,11 @@ def test_formulas_are_left_out_and_nothing_else(folder: Path) -> None:
 
 def test_no_formula_of_a_gradient_is_left_where_it_is_to_be_derived() -> None:
     given, derive = (
-        {name: content.decode() for name, content in exercise.exercise(derive).items() if name.endswith((".py", ".md"))}
+        {
+            name: content.decode()
+            for name, content in exercise.exercise(derive).items()
+            if name.endswith((".py", ".md"))
+        }
         for derive in (False, True)
     )
     assert len(re.findall(r"grad_\w = ", given["numpy_fnn.py"])) == 6
@@ -132,13 +144,29 @@ def pytest_runtest_call(item):
 
 
 def test_tests_need_no_later_step(folder: Path) -> None:
-    pytest_x = ("-m", "pytest", "-x", "-q", "--tb=line", "--strict-markers", "-p", "no:cacheprovider")
-    tests = re.findall(r"^tests/(\w+)\.py::(.+)$", run(folder, *pytest_x, "--collect-only").stdout, re.MULTILINE)
+    pytest_x = (
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "--tb=line",
+        "--strict-markers",
+        "-p",
+        "no:cacheprovider",
+    )
+    tests = re.findall(
+        r"^tests/(\w+)\.py::(.+)$", run(folder, *pytest_x, "--collect-only").stdout, re.MULTILINE
+    )
     assert {module for module, _ in tests} == {"test_numpy_fnn", "test_numpy_mnist", "test_utils"}
     words = [step.lower().split(" or ") for step in exercise.STEPS]
-    steps = [[i for i, step in enumerate(words) if any(word in test.lower() for word in step)] for _, test in tests]
+    steps = [
+        [i for i, step in enumerate(words) if any(word in test.lower() for word in step)]
+        for _, test in tests
+    ]
     assert max(map(len, steps)) == 1  # `-k` of two steps would choose the same test
-    assert [step for (step,) in filter(None, steps)] == sorted(step for (step,) in filter(None, steps))
+    assert [step for (step,) in filter(None, steps)] == sorted(
+        step for (step,) in filter(None, steps)
+    )
     stopped = run(folder, *pytest_x).stdout
     assert re.findall(r"^FAILED .*\[.*Matmul.*\]", stopped, re.MULTILINE), stopped
     assert "NotImplementedError: write (1.1)" in stopped
@@ -158,7 +186,9 @@ def test_copy_is_whole_or_not_there(
             exercise.main([str(folder)])
         assert caught.value.code == 2
         sentence = capsys.readouterr().err.splitlines()[-1]
-        assert all(word in sentence for word in ("the exercise can't be written: ", *words)), sentence
+        assert all(word in sentence for word in ("the exercise can't be written: ", *words)), (
+            sentence
+        )
 
     def write_bytes(path: Path, content: bytes) -> int:
         if path.name == "utils.py":
@@ -186,7 +216,9 @@ def test_copy_is_whole_or_not_there(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit on memory is Linux's")
-def test_test_without_end_is_ended(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_test_without_end_is_ended(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(conftest, "SECONDS", 0.2)
     for body, error in (
         (lambda: [None for _ in range(10**9)], conftest.WithoutEndError),

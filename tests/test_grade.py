@@ -41,18 +41,36 @@ WRONG = {  # a body, and the sentence of its step
     "Matmul.forward": ("print('ok')\nraise ValueError('no')", r"Matmul, line \d\d: ValueError: no"),
     "Relu.backward": ("return grad_z", r"Relu, line LINE: NameError: .*"),
     "Log.forward": (HOARD, r"Log, line \d+: MemoryError.*" if os.name == "posix" else "Log.*"),
-    "Softmax.backward": ("return self.memory['y'] * grad_y", r"Softmax: grad_x is -?\d\S* at \[\d, \d\], expected .*"),
-    "NumpyLoss.backward": ("return [[0.1]]", r"NumpyLoss: TypeError: NumpyLoss: grad_p is a list, .*"),
-    "NumpyModel.backward": ("import os\nos.write(1, b'ok')\nos._exit(0)", r"NumpyModel ended its process"),
+    "Softmax.backward": (
+        "return self.memory['y'] * grad_y",
+        r"Softmax: grad_x is -?\d\S* at \[\d, \d\], expected .*",
+    ),
+    "NumpyLoss.backward": (
+        "return [[0.1]]",
+        r"NumpyLoss: TypeError: NumpyLoss: grad_p is a list, .*",
+    ),
+    "NumpyModel.backward": (
+        "import os\nos.write(1, b'ok')\nos._exit(0)",
+        r"NumpyModel ended its process",
+    ),
     "mini_batch": ("while True:\n    pass\nyield", "optimize or mini_batch did not end within 6 s"),
 }
 CHEAT = {  # with two holes, and NumpyLoss.backward under another name
     "Matmul.forward": ("check_shape('x', x, ())", r"Matmul, line \d\d: ValueError: .*"),
     "Relu.forward": ("x[x < 0] = 0", r"Relu, line \d+: ValueError: .* read-only"),
-    "Log.backward": ("raise NotImplementedError('write (3.4)')", r"Log, line \d+: NotImplementedError: write \(3.4\)"),
+    "Log.backward": (
+        "raise NotImplementedError('write (3.4)')",
+        r"Log, line \d+: NotImplementedError: write \(3.4\)",
+    ),
     "NumpyLoss.backward": ("return 0", r"NumpyLoss: NotImplementedError: write \(5.2\)"),
-    "NumpyModel.backward": ("raise NotImplementedError('no')", r"NumpyModel, line \d+: NotImplementedError: no"),
-    "NumpyModel.optimize": ("self.W1 -= self.W1_grad", r"optimize or mini_batch, line \d+: ValueError: .* read-only"),
+    "NumpyModel.backward": (
+        "raise NotImplementedError('no')",
+        r"NumpyModel, line \d+: NotImplementedError: no",
+    ),
+    "NumpyModel.optimize": (
+        "self.W1 -= self.W1_grad",
+        r"optimize or mini_batch, line \d+: ValueError: .* read-only",
+    ),
 }
 
 
@@ -66,18 +84,28 @@ def hand_in(folder: Path, bodies: dict[str, str], own: str = "") -> Path:
             if name == "Relu.backward":
                 lines.insert(node.end_lineno or 0, own)
             if name in bodies:
-                body = textwrap.indent(textwrap.dedent(bodies[name]).strip(), " " * node.body[0].col_offset)
+                body = textwrap.indent(
+                    textwrap.dedent(bodies[name]).strip(), " " * node.body[0].col_offset
+                )
                 lines[node.body[0].end_lineno : node.end_lineno] = [body + "\n"]
         (folder / file).write_text("".join(lines), encoding="utf-8")
     return folder
 
 
-def test_hand_ins_are_graded_step_by_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hand_ins_are_graded_step_by_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     honest = hand_in(tmp_path / "honest", HONEST, OWN) / "numpy_fnn.py"
     honest.write_text(honest.read_text(encoding="utf-8").replace("grad_y", "G"), encoding="utf-8")
-    wrong = hand_in(tmp_path / "wrong", {name: body for name, (body, _) in WRONG.items()}) / "numpy_fnn.py"
+    wrong = (
+        hand_in(tmp_path / "wrong", {name: body for name, (body, _) in WRONG.items()})
+        / "numpy_fnn.py"
+    )
     line = wrong.read_text(encoding="utf-8").partition("return grad_z")[0].count("\n") + 1
-    cheat = hand_in(tmp_path / "cheat", {name: body for name, (body, _) in CHEAT.items()}) / "numpy_fnn.py"
+    cheat = (
+        hand_in(tmp_path / "cheat", {name: body for name, (body, _) in CHEAT.items()})
+        / "numpy_fnn.py"
+    )
     source = cheat.read_text(encoding="utf-8").replace("def backward(self)", "def other(self)")
     evil = f"open({str(tmp_path / 'touched')!r}, 'w')"
     cheat.write_text(f"{source}\n{evil}\nos.remove(__file__)\n", encoding="utf-8")
@@ -85,17 +113,25 @@ def test_hand_ins_are_graded_step_by_step(tmp_path: Path, capsys: pytest.Capture
 
     with zipfile.ZipFile(tmp_path / "honest.zip", "w") as archive:
         for path in honest.parent.iterdir():
-            archive.writestr(f"lab/{path.name}", codecs.BOM_UTF8 + path.read_bytes())  # as Windows' Notepad saves
+            archive.writestr(
+                f"lab/{path.name}", codecs.BOM_UTF8 + path.read_bytes()
+            )  # as Windows' Notepad saves
     submissions = [str(tmp_path / "honest.zip"), str(wrong.parent), str(cheat.parent)]
     assert grade.main([*submissions, "--output", str(tmp_path / "out"), "--seconds", "6"]) == 0
     assert not (tmp_path / "touched").exists()
-    _, *rows = csv.reader((tmp_path / "out" / "grades.csv").read_text(encoding="utf-8-sig").splitlines())
+    _, *rows = csv.reader(
+        (tmp_path / "out" / "grades.csv").read_text(encoding="utf-8-sig").splitlines()
+    )
     lines, nothing = capsys.readouterr().out.splitlines(), dict[str, tuple[str, str]]()
-    for (name, score, *sentences), printed, expected in zip(rows, lines, (nothing, WRONG, CHEAT), strict=True):
+    for (name, score, *sentences), printed, expected in zip(
+        rows, lines, (nothing, WRONG, CHEAT), strict=True
+    ):
         assert (score, *printed.split()[:2]) == (f"{7 - len(expected)}", name, f"{score}/7")
         tests = json.loads((tmp_path / "out" / name / "results.json").read_text())["tests"]
         for i, step in enumerate(STEPS):
-            pattern = next((expected[function][1] for function in STEPS[step] if function in expected), "")
+            pattern = next(
+                (expected[function][1] for function in STEPS[step] if function in expected), ""
+            )
             assert re.fullmatch(pattern.replace("LINE", str(line)), sentences[i])
             assert sentences[i] in printed
             assert list(tests[i].values()) == [f"{i + 1} {step}", int(not pattern), 1, sentences[i]]
@@ -107,10 +143,34 @@ def test_hand_ins_are_graded_step_by_step(tmp_path: Path, capsys: pytest.Capture
     [
         pytest.param(1, '["x"] > 0)', '["x"] >= 0)', "Relu: grad_x .* expected -?0$", id="1 at 0"),
         pytest.param(2, "x + self.epsilon", "np.maximum(x, 1e-12)", "Log: y ", id="another ε"),
-        pytest.param(3, "np.exp(x - x.max(axis=-1, keepdims=True))", "np.exp(x)", "Softmax: y is nan", id="no shift"),
-        pytest.param(6, "(0, len(order),", "(0, len(order) - 9,", "mini_batch: batch sizes", id="last batch dropped"),
-        pytest.param(6, "labels[batch]", "labels[start:][: len(batch)]", "mini_batch: labels", id="shuffled apart"),
-        pytest.param(6, "np.random.default_rng(rng).permutation", "np.arange", "mini_batch: number", id="not shuffled"),
+        pytest.param(
+            3,
+            "np.exp(x - x.max(axis=-1, keepdims=True))",
+            "np.exp(x)",
+            "Softmax: y is nan",
+            id="no shift",
+        ),
+        pytest.param(
+            6,
+            "(0, len(order),",
+            "(0, len(order) - 9,",
+            "mini_batch: batch sizes",
+            id="last batch dropped",
+        ),
+        pytest.param(
+            6,
+            "labels[batch]",
+            "labels[start:][: len(batch)]",
+            "mini_batch: labels",
+            id="shuffled apart",
+        ),
+        pytest.param(
+            6,
+            "np.random.default_rng(rng).permutation",
+            "np.arange",
+            "mini_batch: number",
+            id="not shuffled",
+        ),
         pytest.param(6, "(rng).perm", "(0).perm", "mini_batch: number", id="always the same order"),
         pytest.param(6, "(rng).perm", "().perm", "mini_batch: number", id="rng ignored"),
     ],

@@ -28,9 +28,14 @@ sys.modules.update(dict.fromkeys(("torch", "torchvision", "pytest", "matplotlib"
 from tests.gradient_check import main
 sys.exit(main())
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=PROJECT, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=PROJECT, check=False
+    )
     assert (run.returncode, run.stderr) == (0, "")
-    assert [line.split()[-1] for line in run.stdout.splitlines()] == ["verdict", *["ok"] * len(LINES)]
+    assert [line.split()[-1] for line in run.stdout.splitlines()] == [
+        "verdict",
+        *["ok"] * len(LINES),
+    ]
 
 
 def test_numerical_gradient_of_a_known_function() -> None:
@@ -45,12 +50,22 @@ def test_formulas_in_docstrings_are_those_of_the_class_and_of_the_table() -> Non
     def numbers(owner: object) -> list[str]:
         return re.findall(r"\((\d\.\d)\)", owner.__doc__ or "")
 
-    for operator in (numpy_fnn.Matmul, numpy_fnn.Relu, numpy_fnn.Log, numpy_fnn.Softmax, numpy_fnn.NumpyLoss):
+    for operator in (
+        numpy_fnn.Matmul,
+        numpy_fnn.Relu,
+        numpy_fnn.Log,
+        numpy_fnn.Softmax,
+        numpy_fnn.NumpyLoss,
+    ):
         forward: Any = getattr(operator, "forward", None) or numpy_fnn.NumpyLoss.get_loss
-        rows = [formula for name, _, formula, _ in gradient_check.GRADIENTS if name == operator.__name__]
+        rows = [
+            formula for name, _, formula, _ in gradient_check.GRADIENTS if name == operator.__name__
+        ]
         assert numbers(operator) == numbers(forward) + numbers(operator.backward)
         assert rows == numbers(operator.backward)
-    assert {formula for name, _, formula, _ in gradient_check.GRADIENTS if name == "NumpyModel"} == {"6.1"}
+    assert {
+        formula for name, _, formula, _ in gradient_check.GRADIENTS if name == "NumpyModel"
+    } == {"6.1"}
     assert numbers(numpy_fnn.NumpyModel.backward) == ["6.1"]
 
 
@@ -64,7 +79,9 @@ def check_source(
         monkeypatch.setattr(gradient_check, name, getattr(changed, name))
     code = gradient_check.main()
     output = capsys.readouterr().out
-    table = re.findall(r"^([A-Z]\w+ +\w+) +\(\d\.\d\) +(?:[\d.]+e[-+]\d+ +|nan +)?(.+)$", output, re.MULTILINE)
+    table = re.findall(
+        r"^([A-Z]\w+ +\w+) +\(\d\.\d\) +(?:[\d.]+e[-+]\d+ +|nan +)?(.+)$", output, re.MULTILINE
+    )
     assert [" ".join(line.split()) for line, _ in table] == LINES
     verdicts = {" ".join(line.split()): verdict for line, verdict in table if verdict != "ok"}
     assert code == (1 if verdicts else 0)
@@ -80,8 +97,16 @@ def check_changed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     return check
 
 
-RELU, MASK, MEMORY = "y = np.maximum(x, 0)", 'return grad_y * (self.memory["x"] > 0)', 'self.memory = {"x": x, "y": y}'
-SLOPE, GRADS, TARGET = 'grad_y / (self.memory["x"] + self.epsilon)', "return grad_x, grad_w", "return -self.target"
+RELU, MASK, MEMORY = (
+    "y = np.maximum(x, 0)",
+    'return grad_y * (self.memory["x"] > 0)',
+    'self.memory = {"x": x, "y": y}',
+)
+SLOPE, GRADS, TARGET = (
+    'grad_y / (self.memory["x"] + self.epsilon)',
+    "return grad_x, grad_w",
+    "return -self.target",
+)
 X1_W1 = "self.x1_grad, self.W1_grad ="
 
 
@@ -96,23 +121,63 @@ X1_W1 = "self.x1_grad, self.W1_grad ="
         ("Log grad_x", "np.log(x + self.epsilon)", "np.log(x) + self.epsilon", "WRONG"),
         ("Softmax grad_x", "(grad_y * y).sum(axis=-1", "(grad_y * y).sum(axis=0", "WRONG"),
         ("Softmax grad_x", "y = exp / ", "y = np.nan * exp / ", "WRONG"),
-        ("NumpyLoss grad_p", f"{TARGET} / len(self.target)", f"{TARGET} / self.target.shape[1]", "WRONG"),
+        (
+            "NumpyLoss grad_p",
+            f"{TARGET} / len(self.target)",
+            f"{TARGET} / self.target.shape[1]",
+            "WRONG",
+        ),
         ("Relu grad_x", RELU, 'raise NotImplementedError("(2.1)")', "not written yet"),
         ("Relu grad_x", MASK, "return grad_y[:1]", "grad_x has shape (1, 3), expected (3, 3)"),
         ("Relu grad_x", MASK, "pass", "Relu.backward returned None, expected grad_x"),
-        ("Relu grad_x", MASK, 'self.memory["x"] *= 2; return grad_y', "Relu.backward changed x in place"),
+        (
+            "Relu grad_x",
+            MASK,
+            'self.memory["x"] *= 2; return grad_y',
+            "Relu.backward changed x in place",
+        ),
         ("Relu grad_x", RELU, f"{RELU}[1:]", "y of Relu.forward has shape (2, 3), expected (3, 3)"),
         ("Relu grad_x", MEMORY, "pass", 'Relu.forward left no "y" in memory'),
         ("Relu grad_x", MEMORY, 'self.memory = {"y": y}', "KeyError: 'x'"),
         ("Relu grad_x", RELU, "x[x < 0] = 0; y = x", "Relu.forward changed x in place"),
         ("Log grad_x", "y = np.log(", "x += 1e-12; y = np.log(", "Log.forward changed x in place"),
-        ("Softmax grad_x", "return y * (", "y *= 2; return y * (", "Softmax.backward changed y in place"),
+        (
+            "Softmax grad_x",
+            "return y * (",
+            "y *= 2; return y * (",
+            "Softmax.backward changed y in place",
+        ),
         ("Matmul grad_x", "        return y\n", "", "Matmul.forward returned None, expected y"),
-        ("Matmul grad_x", "y = x @ W\n", "W *= 2; y = x @ W\n", "Matmul.forward changed W in place"),
-        ("Matmul grad_w", GRADS, "return grad_w", "Matmul.backward returned one array, expected (grad_x, grad_w)"),
-        ("NumpyLoss grad_p", TARGET, "-self.target", "NumpyLoss.backward returned None, expected grad_p"),
-        ("NumpyLoss grad_p", TARGET, f"self.target *= 2; {TARGET}", "NumpyLoss.backward changed target in place"),
-        ("NumpyModel W1_grad", X1_W1, "self.W1_grad, _ =", "W1_grad has shape (4, 784), expected (784, 256)"),
+        (
+            "Matmul grad_x",
+            "y = x @ W\n",
+            "W *= 2; y = x @ W\n",
+            "Matmul.forward changed W in place",
+        ),
+        (
+            "Matmul grad_w",
+            GRADS,
+            "return grad_w",
+            "Matmul.backward returned one array, expected (grad_x, grad_w)",
+        ),
+        (
+            "NumpyLoss grad_p",
+            TARGET,
+            "-self.target",
+            "NumpyLoss.backward returned None, expected grad_p",
+        ),
+        (
+            "NumpyLoss grad_p",
+            TARGET,
+            f"self.target *= 2; {TARGET}",
+            "NumpyLoss.backward changed target in place",
+        ),
+        (
+            "NumpyModel W1_grad",
+            X1_W1,
+            "self.W1_grad, _ =",
+            "W1_grad has shape (4, 784), expected (784, 256)",
+        ),
     ],
 )
 def test_mistake_in_an_operator_is_told_in_its_own_line(
@@ -138,12 +203,16 @@ LAST = "self.matmul_1.backward(self.relu_1_grad, needs_input_grad)"
         *((LAST, f"{LAST}; self.{name}_grad *= -1", [name]) for name in ("W3", "W2", "W1", "x1")),
     ],
 )
-def test_wrong_wiring_is_wrong_in_the_models_lines(old: str, new: str, names: list[str], check_changed: Check) -> None:
+def test_wrong_wiring_is_wrong_in_the_models_lines(
+    old: str, new: str, names: list[str], check_changed: Check
+) -> None:
     verdicts, _ = check_changed(old, new)
     assert verdicts == {f"NumpyModel {name}_grad": "WRONG" for name in names}
 
 
-def test_gradient_a_little_off_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gradient_a_little_off_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def off(check: Callable[[], gradient_check.Comparison]) -> gradient_check.Comparison:
         computed, expected = check()
         return 1.001 * computed, expected

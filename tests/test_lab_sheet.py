@@ -27,7 +27,9 @@ from tests.test_gradient_check import check_source
 from utils import Dataset, normalize, one_hot
 
 DOCS = Path(__file__).parents[1] / "docs"
-SHEETS = ENGLISH, CHINESE = [(DOCS / name).read_text(encoding="utf-8") for name in ("lab_sheet.md", "lab_sheet.zh.md")]
+SHEETS = ENGLISH, CHINESE = [
+    (DOCS / name).read_text(encoding="utf-8") for name in ("lab_sheet.md", "lab_sheet.zh.md")
+]
 
 
 def code_blocks(page: str) -> list[str]:
@@ -69,7 +71,9 @@ def changed(number: str, module: types.ModuleType = numpy_fnn) -> str:
     """Return the module's source with the changes of an experiment, and of the one before if they are to stay."""
     before = "still in place" in EXPERIMENTS[number]
     source = changed(str(int(number) - 1)) if before else inspect.getsource(module)
-    for function, old, new in re.findall(r"[Ii]n `([\w.]+)`: `([^`]+)` becomes `([^`]+)`", EXPERIMENTS[number]):
+    for function, old, new in re.findall(
+        r"[Ii]n `([\w.]+)`: `([^`]+)` becomes `([^`]+)`", EXPERIMENTS[number]
+    ):
         body = inspect.getsource(attrgetter(function)(module))
         change, count = re.subn(r"(?<!\w)" + re.escape(old).replace("…", ".+"), new, body)
         assert count == 1, f"{function} has {old!r} {count} times"
@@ -123,8 +127,14 @@ def test_steps_are_those_of_the_exercise(page: str) -> None:
     rows = re.findall(r"^\| \d \| (.+?) \|.*`-k \"?([\w ]+)\"?` \|$", page, re.MULTILINE)
     assert [words for _, words in rows] == list(STEPS)
     for (row, words), names in zip(rows, STEPS.values(), strict=True):
-        functions = [attrgetter(name)(numpy_mnist if name == "mini_batch" else numpy_fnn) for name in names]
-        formulas = [number for function in functions for number in re.findall(r"\(\d\.\d\)", function.__doc__)]
+        functions = [
+            attrgetter(name)(numpy_mnist if name == "mini_batch" else numpy_fnn) for name in names
+        ]
+        formulas = [
+            number
+            for function in functions
+            for number in re.findall(r"\(\d\.\d\)", function.__doc__)
+        ]
         assert re.findall(r"\(\d\.\d\)", row) == formulas, words
 
 
@@ -137,7 +147,9 @@ def test_words_explained_in_chinese_are_printed() -> None:
         assert part.strip(" ,") in sources, part
 
 
-@pytest.mark.parametrize("number", [number for number, text in EXPERIMENTS.items() if "Gradient check:" in text])
+@pytest.mark.parametrize(
+    "number", [number for number, text in EXPERIMENTS.items() if "Gradient check:" in text]
+)
 def test_gradient_check_says_what_the_answer_says(
     number: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,15 +165,21 @@ def test_answers_about_the_first_steps(mnist: Dataset) -> None:
     assert len(first_losses("2", 0.1, mnist)) < said("2", r"within (\d+) steps")
     assert first_losses("3", 0.1, mnist) == pytest.approx(first_losses("6", 0.1, mnist), abs=1e-3)
     assert len(first_losses("3", 1, mnist)) < said("3", r"within (\d+) steps")
-    steps, loss = (int(said("6", pattern)) for pattern in (r"Within (\d+) steps", r"loss is about (\d+),"))
+    steps, loss = (
+        int(said("6", pattern)) for pattern in (r"Within (\d+) steps", r"loss is about (\d+),")
+    )
     assert np.mean(first_losses("6", 2, mnist, steps + 20)[steps:]) == pytest.approx(loss, abs=2)
 
 
 @pytest.mark.parametrize("number", ["4", "5"])
 def test_wrong_gradients_that_train(number: str, mnist: Dataset) -> None:
     rng = np.random.default_rng(0)
-    history = numpy_mnist.train(module_of(changed(number)).NumpyModel(rng), mnist.train, mnist.test, rng=rng)
-    assert history.accuracies[-1] == pytest.approx(said(number, r"^[^`]+.*?About (\.\d+)"), abs=0.01)
+    history = numpy_mnist.train(
+        module_of(changed(number)).NumpyModel(rng), mnist.train, mnist.test, rng=rng
+    )
+    assert history.accuracies[-1] == pytest.approx(
+        said(number, r"^[^`]+.*?About (\.\d+)"), abs=0.01
+    )
 
 
 def test_overfitting(mnist: Dataset) -> None:
@@ -172,10 +190,14 @@ def test_overfitting(mnist: Dataset) -> None:
         numpy_mnist.train(model, train_set, [part[:10] for part in mnist.test], epochs, rng=rng)
         test_losses.append(module.evaluate(model, *mnist.test))
         train_losses.append(module.evaluate(model, *train_set))
-    assert test_losses == pytest.approx([said("7", r", at (\.\d+)"), said("7", r"is (\.\d+) in the end")], abs=0.02)
+    assert test_losses == pytest.approx(
+        [said("7", r", at (\.\d+)"), said("7", r"is (\.\d+) in the end")], abs=0.02
+    )
     assert train_losses[1] == pytest.approx(said("7", r"to (\.\d+)\. The test"), abs=0.001)
     assert numpy_mnist.evaluate(model, *train_set) == 1
-    assert numpy_mnist.evaluate(model, *mnist.test) == pytest.approx(said("7", r"About (\.\d+) on"), abs=0.01)
+    assert numpy_mnist.evaluate(model, *mnist.test) == pytest.approx(
+        said("7", r"About (\.\d+) on"), abs=0.01
+    )
 
 
 @pytest.mark.parametrize("source", ["digits", pytest.param("mnist", marks=pytest.mark.mnist)])
@@ -184,13 +206,17 @@ def test_gradient_is_a_photograph(
 ) -> None:
     dataset = request.getfixturevalue(source)
     pixels = np.round(255 * (0.1307 + 0.3081 * dataset.train[0]))
-    whole = dataset._replace(train=(normalize(pixels), dataset.train[1]))  # digits have pixels between whole numbers
+    whole = dataset._replace(
+        train=(normalize(pixels), dataset.train[1])
+    )  # digits have pixels between whole numbers
     monkeypatch.setattr(utils, "load_dataset", lambda _: whole)
     monkeypatch.chdir(tmp_path)
     names = run_code("photograph.png")
     plt.close("all")
     assert (tmp_path / "photograph.png").exists()
-    assert sorted(names["found"].reshape(-1, 784).tolist()) == sorted(pixels[names["batch"]].reshape(-1, 784).tolist())
+    assert sorted(names["found"].reshape(-1, 784).tolist()) == sorted(
+        pixels[names["batch"]].reshape(-1, 784).tolist()
+    )
 
 
 def test_images_are_drawn_with_replacement() -> None:
@@ -198,7 +224,9 @@ def test_images_are_drawn_with_replacement() -> None:
     for mini_batch, distinct in ((numpy_mnist.mini_batch, 1000), (module.mini_batch, 632)):
         batches = list(mini_batch((np.arange(1000.0), np.arange(1000)), 128, 0))
         assert [len(labels) for _, labels in batches] == [128] * 7 + [104]
-        assert len(set(np.concatenate([labels for _, labels in batches]))) == pytest.approx(distinct, abs=40)
+        assert len(set(np.concatenate([labels for _, labels in batches]))) == pytest.approx(
+            distinct, abs=40
+        )
 
 
 class Tanh(NumpyOp):
@@ -218,14 +246,20 @@ class Tanh(NumpyOp):
 
 
 @pytest.mark.parametrize(("power", "code"), [(2, 0), (1, 1)], ids=["right", "square forgotten"])
-def test_recipe_for_an_operator_works(power: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_for_an_operator_works(
+    power: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Tanh, "power", power)
     row, entry = re.findall(r"`(\(\"Tanh\".+?\))`.*?`(Tanh: .+?)`", ENGLISH, re.DOTALL)[0]
     names = {"Tanh": Tanh, "torch": torch, **vars(gradient_check)}
     monkeypatch.setattr(gradient_check, "GRADIENTS", [eval(row, names)])
     assert gradient_check.main() == code
     monkeypatch.setattr(test_numpy_fnn, "REFERENCES", eval(f"{{{entry}}}", names))
-    with contextlib.nullcontext() if code == 0 else pytest.raises(pytest.fail.Exception, match="grad_x of Tanh is"):
+    with (
+        contextlib.nullcontext()
+        if code == 0
+        else pytest.raises(pytest.fail.Exception, match="grad_x of Tanh is")
+    ):
         test_numpy_fnn.test_operator_agrees_with_torch(Tanh)
 
 
@@ -249,7 +283,10 @@ def read_digit(path: str) -> np.ndarray:
 
 
 def test_check_of_a_digit_of_ones_own(
-    mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mnist: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "my_digit", types.SimpleNamespace(read_digit=read_digit))
     monkeypatch.setattr(utils, "load_dataset", lambda _: mnist)
@@ -257,7 +294,9 @@ def test_check_of_a_digit_of_ones_own(
     run_code("read_digit")
     output = capsys.readouterr().out
     accuracies = re.findall(r"^\d (0\.\d+)$", output, re.MULTILINE)
-    expected = re.findall(r"\.\d\d", " ".join(ENGLISH.split()).partition("this prints about")[2])[:4]
+    expected = re.findall(r"\.\d\d", " ".join(ENGLISH.split()).partition("this prints about")[2])[
+        :4
+    ]
     assert list(map(float, accuracies)) == pytest.approx(list(map(float, expected)), abs=0.03)
     white, black = re.findall(r"^7 \[\[(.*?)\]\]$", output, re.MULTILINE)
     assert white == black

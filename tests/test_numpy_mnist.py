@@ -45,10 +45,14 @@ def test_mini_batch_yields_every_image_once_with_its_label(dataset: Any, sizes: 
     with keeping("mini_batch", images=IMAGES, labels=LABELS):
         batches = list(mini_batch(dataset, batch_size=4))
     found = [len(labels) for _, labels in batches]
-    assert found == sizes, f"mini_batch yields batches of {found} images, expected {sizes}, the last one shorter"
+    assert found == sizes, (
+        f"mini_batch yields batches of {found} images, expected {sizes}, the last one shorter"
+    )
     images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
     assert sorted(labels) == list(range(sum(sizes))), "mini_batch does not yield every label once"
-    assert np.array_equal(images, IMAGES[labels]), "mini_batch yields images with the labels of others"
+    assert np.array_equal(images, IMAGES[labels]), (
+        "mini_batch yields images with the labels of others"
+    )
     assert images.dtype == np.float32, f"mini_batch turns float32 images into {images.dtype}"
 
 
@@ -89,7 +93,9 @@ def test_mini_batch_of_bad_data() -> None:
 
 def test_training_by_the_course_runs_unchanged() -> None:
     rng = np.random.default_rng(0)
-    train_dataset = [(IMAGES[i % 10] + rng.standard_normal((28, 28)) / 10, i % 10) for i in range(300)]
+    train_dataset = [
+        (IMAGES[i % 10] + rng.standard_normal((28, 28)) / 10, i % 10) for i in range(300)
+    ]
     model: Any = NumpyModel()
     numpy_loss: Any = NumpyLoss()
     train_loss = []
@@ -103,16 +109,22 @@ def test_training_by_the_course_runs_unchanged() -> None:
     assert train_loss[-1] < 0.1 < train_loss[0]
 
 
-def test_training_learns_and_keeps_float32(digits: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_learns_and_keeps_float32(
+    digits: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, images = NumpyModel(0), digits.train[0].astype(np.float64)
     history = train(model, (images, digits.train[1]), digits.test, rng=0)
     assert len(history.losses) == 3 * 293
     assert len(history.accuracies) == len(history.train_accuracies) == len(history.seconds) == 3
     assert history.accuracies[-1] > 0.9
-    assert history.accuracies[-1] == np.mean(model.forward(digits.test[0]).argmax(axis=1) == digits.test[1])
+    assert history.accuracies[-1] == np.mean(
+        model.forward(digits.test[0]).argmax(axis=1) == digits.test[1]
+    )
     assert history.train_accuracies[-1] == evaluate(model, images[:10000], digits.train[1][:10000])
     assert model.x1_grad is None
-    assert capsys.readouterr().out == "".join(f"[{i}] Accuracy: {a:.4f}\n" for i, a in enumerate(history.accuracies))
+    assert capsys.readouterr().out == "".join(
+        f"[{i}] Accuracy: {a:.4f}\n" for i, a in enumerate(history.accuracies)
+    )
     dtypes = {getattr(model, name).dtype for name in ("W1", "W2", "W3", "W1_grad", "log_grad")}
     assert dtypes == {np.dtype("float32")}
 
@@ -123,7 +135,9 @@ def test_losses_of_a_whole_epoch_agree_with_torch(digits: Dataset) -> None:
     weights: list[np.ndarray] = [W.astype(np.float64) for W in (model.W1, model.W2, model.W3)]
     model.W1, model.W2, model.W3 = weights
     reference = TorchModel(*weights)
-    history = train(model, (images, labels), (images[:10], labels[:10]), 1, 128, 0.1, np.random.default_rng(1))
+    history = train(
+        model, (images, labels), (images[:10], labels[:10]), 1, 128, 0.1, np.random.default_rng(1)
+    )
     expected = []
     for x, y in mini_batch((images, labels), 128, np.random.default_rng(1)):
         expected.append(reference.backward(reference.forward(x), np.eye(10)[y]))
@@ -171,7 +185,10 @@ def test_evaluation_takes_what_forward_takes_and_a_label_for_each_image() -> Non
     [
         ({"epoch_number": 0}, "epoch_number is 0, expected an integer of 1 or more"),
         ({"batch_size": 1e2}, "batch_size is 100.0, expected an integer of 1 or more"),
-        *(({"learning_rate": rate}, f"learning_rate is {rate}, expected") for rate in (0, np.nan, np.inf, None)),
+        *(
+            ({"learning_rate": rate}, f"learning_rate is {rate}, expected")
+            for rate in (0, np.nan, np.inf, None)
+        ),
         ({"train_set": (IMAGES.astype(np.uint8), LABELS)}, "images are uint8, expected floats"),
         ({"train_set": (IMAGES, [*range(9), 10]), "batch_size": 1}, "labels are 0 to 10 "),
         ({"test_set": (IMAGES, LABELS[:, None])}, "labels has shape (10, 1), expected (10,)"),
@@ -180,7 +197,9 @@ def test_evaluation_takes_what_forward_takes_and_a_label_for_each_image() -> Non
     ],
     ids=str,
 )
-def test_training_starts_with_the_right_hyperparameters_and_data_alone(changed: dict[str, Any], words: str) -> None:
+def test_training_starts_with_the_right_hyperparameters_and_data_alone(
+    changed: dict[str, Any], words: str
+) -> None:
     history = History()
     arguments = {"train_set": PAIRS, "test_set": PAIRS, "history": history, **changed}
     with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
@@ -204,7 +223,12 @@ Runner = Callable[..., Run]
 
 
 @pytest.fixture
-def run(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
+def run(
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Runner:
     """Return a function that runs the command line on the small files, with options and edited constants."""
 
     def run(*options: object, **constants: object) -> Run:
@@ -216,7 +240,11 @@ def run(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
         with monkeypatch.context() as patch:
             patch.setattr(numpy_mnist, "plot_curve", plot)
-            for name, value in {"DATA_DIR": str(data_dir), "PLOT": str(tmp_path / "loss.png"), **constants}.items():
+            for name, value in {
+                "DATA_DIR": str(data_dir),
+                "PLOT": str(tmp_path / "loss.png"),
+                **constants,
+            }.items():
                 patch.setattr(numpy_mnist, name, value)
             try:
                 code: Any = main([str(option) for option in options])
@@ -231,7 +259,9 @@ def test_run_of_all_defaults_prints_data_set_accuracies_and_picture(
     run: Runner, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(data_dir.parent)
-    monkeypatch.setattr(sys, "argv", ["kernel_launcher.py", "-f", "kernel.json"])  # a notebook's own
+    monkeypatch.setattr(
+        sys, "argv", ["kernel_launcher.py", "-f", "kernel.json"]
+    )  # a notebook's own
     result = run(DATA_DIR="data", PLOT="loss.png")
     lines = result.out.splitlines()
     assert lines[0] == f"MNIST: 30 training and 20 test images from {Path('data', 'MNIST', 'raw')}"
@@ -243,12 +273,21 @@ def test_run_of_all_defaults_prints_data_set_accuracies_and_picture(
 
 
 @pytest.mark.parametrize("kind", ["option", "constant"])
-def test_every_option_and_constant_reaches_the_run(kind: str, run: Runner, data_dir: Path, tmp_path: Path) -> None:
+def test_every_option_and_constant_reaches_the_run(
+    kind: str, run: Runner, data_dir: Path, tmp_path: Path
+) -> None:
     (data_dir / "MNIST").rename(tmp_path / "KMNIST")
-    values: dict[str, object] = {"epoch_number": 2, "batch_size": 15, "learning_rate": 0.25, "seed": 5}
+    values: dict[str, object] = {
+        "epoch_number": 2,
+        "batch_size": 15,
+        "learning_rate": 0.25,
+        "seed": 5,
+    }
     values |= {"dataset": "KMNIST", "data_dir": tmp_path, "plot": tmp_path / "curve.svg"}
     if kind == "option":
-        picture = run(*(f"--{name.replace('_', '-')}={value}" for name, value in values.items())).picture
+        picture = run(
+            *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())
+        ).picture
     else:
         picture = run(**{name.upper(): value for name, value in values.items()}).picture
     data, rng = load_dataset("KMNIST", str(tmp_path)), np.random.default_rng(5)
@@ -265,7 +304,12 @@ def test_every_option_and_constant_reaches_the_run(kind: str, run: Runner, data_
 def test_help_explains_every_option_with_its_default(run: Runner) -> None:
     text = " ".join(run("--help", DATA_DIR="data", PLOT="loss.png").out.split())
     defaults = {"epoch-number": "3", "batch-size": "128", "learning-rate": "0.1", "seed": "0"}
-    for option, default in {**defaults, "dataset": "MNIST", "data-dir": "data", "plot": "loss.png"}.items():
+    for option, default in {
+        **defaults,
+        "dataset": "MNIST",
+        "data-dir": "data",
+        "plot": "loss.png",
+    }.items():
         assert re.search(rf"--{option} \S+ [^()]*\(default: {re.escape(default)}\)", text), option
 
 
@@ -283,15 +327,27 @@ def test_help_explains_every_option_with_its_default(run: Runner) -> None:
         ("--plot", "loss.xyz", "'loss.xyz' has not one of the extensions .*png"),
         ("--plot", "missing/loss.png", "missing.+loss.png"),
         ("--plot", "folder.png", "'folder.png' is there, and is no file"),
-        pytest.param("--plot", f"{'x' * 300}.png", "too long|No such file|Invalid argument", id="--plot-too long"),
+        pytest.param(
+            "--plot",
+            f"{'x' * 300}.png",
+            "too long|No such file|Invalid argument",
+            id="--plot-too long",
+        ),
     ],
 )
 def test_bad_option_or_constant_is_a_sentence_before_any_data_is_touched(
-    option: str, value: object, words: str, run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    option: str,
+    value: object,
+    words: str,
+    run: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder.png").mkdir()
-    monkeypatch.setattr(numpy_mnist, "load_dataset", Mock(side_effect=AssertionError("the data was touched")))
+    monkeypatch.setattr(
+        numpy_mnist, "load_dataset", Mock(side_effect=AssertionError("the data was touched"))
+    )
     constant = {option[2:].upper().replace("-", "_"): value}
     for result in (run(f"{option}={value}"), run(**constant)):
         assert result.code == 2
@@ -301,10 +357,24 @@ def test_bad_option_or_constant_is_a_sentence_before_any_data_is_touched(
 
 
 @pytest.mark.parametrize("backend", ["module://missing.backend", "module://json", "nonsense"])
-def test_backend_and_terminal_without_umlauts_do_not_stop_a_run(backend: str, data_dir: Path) -> None:
+def test_backend_and_terminal_without_umlauts_do_not_stop_a_run(
+    backend: str, data_dir: Path
+) -> None:
     path = data_dir / "lös.png"
-    command = [sys.executable, numpy_mnist.__file__, "--data-dir", str(data_dir), "--plot", str(path)]
-    environment = {**os.environ, "MPLBACKEND": backend, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    command = [
+        sys.executable,
+        numpy_mnist.__file__,
+        "--data-dir",
+        str(data_dir),
+        "--plot",
+        str(path),
+    ]
+    environment = {
+        **os.environ,
+        "MPLBACKEND": backend,
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONUTF8": "1",
+    }
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (result.returncode, result.stderr, path.exists()) == (0, "", True)
 
@@ -317,7 +387,9 @@ def test_failed_download_goes_on_with_digits_unless_the_data_set_was_asked_for(
     result = run("--epoch-number", 1)
     assert result.code == 0
     assert result.picture["title"].startswith("digits: 1 of 1 epochs, ")
-    assert result.out.startswith("digits: 37500 training and 297 test images from scikit-learn\n[0] Accuracy: 0.")
+    assert result.out.startswith(
+        "digits: 37500 training and 297 test images from scikit-learn\n[0] Accuracy: 0."
+    )
     assert "MNIST" not in result.out
     sentence = result.err.splitlines()[-1]  # of a normal run, nothing more is said
     assert sentence.startswith("MNIST could not be downloaded (")
@@ -340,7 +412,12 @@ def test_failed_download_goes_on_with_digits_unless_the_data_set_was_asked_for(
     ],
 )
 def test_data_that_is_not_loaded_is_one_sentence_and_leaves_no_picture(
-    error: BaseException, code: int, sentence: str, run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: BaseException,
+    code: int,
+    sentence: str,
+    run: Runner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(numpy_mnist, "load_dataset", Mock(side_effect=error))
     result = run()
@@ -348,10 +425,16 @@ def test_data_that_is_not_loaded_is_one_sentence_and_leaves_no_picture(
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_run_that_learned_hardly_anything_says_so(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_that_learned_hardly_anything_says_so(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = run("--learning-rate", 1e-9, "--epoch-number", 1)
     assert (result.code, result.err.count("\n")) == (0, 1)
-    for words in (f"{result.picture['accuracies'][-1]:.4f}", "another learning rate", "tests.gradient_check"):
+    for words in (
+        f"{result.picture['accuracies'][-1]:.4f}",
+        "another learning rate",
+        "tests.gradient_check",
+    ):
         assert words in result.err
     for accuracy, sentences in ((0.49, 1), (0.5, 0)):
         monkeypatch.setattr(numpy_mnist, "evaluate", Mock(return_value=accuracy))
@@ -366,7 +449,9 @@ def test_divergence_in_the_last_step_of_an_epoch_is_told() -> None:
     assert (len(history.losses), history.accuracies, history.seconds) == (1, [], [])
 
 
-def test_divergence_stops_the_run_and_saves_the_curve(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_stops_the_run_and_saves_the_curve(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(NumpyLoss, "backward", lambda self: np.zeros((10, 10), np.float32))
     looks, steps = [1.0, 1.0], [1.0] * 5  # train looks at the two data sets first
     monkeypatch.setattr(NumpyLoss, "get_loss", Mock(side_effect=[*looks, *steps, np.inf]))
@@ -380,7 +465,9 @@ def test_divergence_stops_the_run_and_saves_the_curve(run: Runner, monkeypatch: 
     assert Path(result.picture["path"]).exists()
 
 
-def test_interrupted_training_saves_what_was_done(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_training_saves_what_was_done(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(NumpyModel, "optimize", Mock(side_effect=[*[None] * 7, KeyboardInterrupt]))
     result = run("--batch-size", 10)
     assert (result.code, result.err) == (130, "Interrupted after 8 steps.\n")
@@ -420,14 +507,23 @@ def test_picture_that_is_not_saved_leaves_the_old_one(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process alone")
 def test_ctrl_c_ends_the_process_with_130(data_dir: Path, tmp_path: Path) -> None:
-    command = [sys.executable, numpy_mnist.__file__, "--data-dir", str(data_dir), "--epoch-number", "100000"]
+    command = [
+        sys.executable,
+        numpy_mnist.__file__,
+        "--data-dir",
+        str(data_dir),
+        "--epoch-number",
+        "100000",
+    ]
     with subprocess.Popen(
         [*command, "--plot", str(tmp_path / "loss.png")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": ""},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs ignore it
     ) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in "ab"]
@@ -436,13 +532,22 @@ def test_ctrl_c_ends_the_process_with_130(data_dir: Path, tmp_path: Path) -> Non
     assert lines[1].startswith("[0] Accuracy: 0.")
     steps = re.fullmatch(r"Interrupted after (\d+) steps\.\n", error)
     assert steps is not None, error
-    assert int(steps[1]) < 4096 / len(lines[1]), "the first line came with all that fill a buffer: it is not flushed"
+    assert int(steps[1]) < 4096 / len(lines[1]), (
+        "the first line came with all that fill a buffer: it is not flushed"
+    )
     assert process.returncode == 130
     assert (tmp_path / "loss.png").exists()
 
 
 def test_output_that_nobody_reads_is_no_error(data_dir: Path) -> None:
-    command = [sys.executable, numpy_mnist.__file__, "--data-dir", str(data_dir), "--plot", str(data_dir / "loss.png")]
+    command = [
+        sys.executable,
+        numpy_mnist.__file__,
+        "--data-dir",
+        str(data_dir),
+        "--plot",
+        str(data_dir / "loss.png"),
+    ]
     unread, output = os.pipe()
     os.close(unread)  # as `| head -0` does
     result = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True)

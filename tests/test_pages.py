@@ -28,7 +28,9 @@ def blocks(text: str, language: str) -> list[str]:
 
 def anchors(text: str) -> set[str]:
     """Return the anchors that GitHub gives to the headings of a page."""
-    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE
+    )
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -49,7 +51,9 @@ def test_commands_options_and_files_exist(name: str) -> None:
         path = ROOT / (script or f"{module.replace('.', '/')}.py")
         assert path.exists(), path.name
         for option in re.findall(r"--[\w-]+", options):
-            assert f'"{option}"' in path.read_text(encoding="utf-8") or option == "--help", f"{path.name} {option}"
+            assert f'"{option}"' in path.read_text(encoding="utf-8") or option == "--help", (
+                f"{path.name} {option}"
+            )
     sources = "".join(
         path.read_text(encoding="utf-8")
         for path in (*ROOT.glob("*.py"), *ROOT.glob("docs/*.py"), *ROOT.glob("tests/*.py"))
@@ -81,7 +85,14 @@ def test_snippet_prints_the_accuracies_of_the_command_and_ten_probabilities(data
     outputs = []
     for arguments in ([str(ROOT / "numpy_mnist.py")], ["-c", snippet]):
         command = [sys.executable, *arguments]
-        run = subprocess.run(command, cwd=data_dir.parent, env=environment, capture_output=True, text=True, check=False)
+        run = subprocess.run(
+            command,
+            cwd=data_dir.parent,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert run.returncode == 0, run.stderr
         assert (data_dir.parent / "loss.png").exists()
         (data_dir.parent / "loss.png").unlink()

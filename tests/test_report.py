@@ -42,7 +42,9 @@ def small(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Da
     return load_dataset("MNIST", str(data_dir))
 
 
-def test_a_run_is_what_the_command_prints(small: Dataset, data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_what_the_command_prints(
+    small: Dataset, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--epoch-number=2", "--batch-size=10", "--seed=3", f"--plot={data_dir}/loss.png"]
     assert numpy_mnist.main([*options, f"--data-dir={data_dir}"]) == 0
     printed = re.findall(r"Accuracy: (\S+)", capsys.readouterr().out)
@@ -74,7 +76,9 @@ def gradient(forms: str, ahead: float) -> tuple[float, np.ndarray]:
     operators, loss = FORMS[forms](), NumpyLoss()
     with np.errstate(all="ignore"):
         scores = np.array([[0, ahead, -1]], np.float32)
-        value = loss.get_loss(operators["log"].forward(operators["softmax"].forward(scores)), one_hot([0], 3))
+        value = loss.get_loss(
+            operators["log"].forward(operators["softmax"].forward(scores)), one_hot([0], 3)
+        )
         return value, operators["softmax"].backward(operators["log"].backward(loss.backward()))[0]
 
 
@@ -83,20 +87,40 @@ def test_the_forms_differ_as_they_are_named_and_agree_where_nothing_is_extreme()
         (loss, grad), (expected_loss, expected_grad) = gradient(forms, 3), gradient("this lab", 3)
         assert loss == pytest.approx(expected_loss, rel=1e-6)
         np.testing.assert_allclose(grad, expected_grad, rtol=1e-5)
-    assert [bool(np.isnan(gradient(forms, 110)[0])) for forms in FORMS] == [False, False, True, False, True]
-    assert [np.isfinite(gradient(forms, 110)[1]).all() for forms in FORMS] == [True, True, False, False, False]
-    np.testing.assert_allclose([gradient(forms, 30)[1][1] for forms in FORMS], [0.0856, 1, 0.0856, 1, 1], atol=1e-3)
+    assert [bool(np.isnan(gradient(forms, 110)[0])) for forms in FORMS] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert [np.isfinite(gradient(forms, 110)[1]).all() for forms in FORMS] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    np.testing.assert_allclose(
+        [gradient(forms, 30)[1][1] for forms in FORMS], [0.0856, 1, 0.0856, 1, 1], atol=1e-3
+    )
     assert gradient("exact cross-entropy", 60)[0] == pytest.approx(60)
 
 
-def test_a_burst_goes_on_from_the_run_with_its_batches(small: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_burst_goes_on_from_the_run_with_its_batches(
+    small: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runs, "AROUND", (2, 5))
     course, accuracy = follow_burst(small, Setting(5, 10, 0.01), 1, 6)  # steps 4 to 10 of 15
     losses = train_run(small, Setting(5, 10, 0.01), 1).losses
     np.testing.assert_allclose(course[:, 0], losses[4:11], rtol=1e-3)  # no image is near epsilon
     assert 0 <= accuracy <= 1
-    lab, exact, unshifted = (follow_burst(small, Setting(5, 10, 1e3, forms), 1, 3)[0] for forms in list(FORMS)[:3])
-    assert exact[0, 0] == lab[0, 0]  # step 1 was reached with this lab's forms, and the next with others
+    lab, exact, unshifted = (
+        follow_burst(small, Setting(5, 10, 1e3, forms), 1, 3)[0] for forms in list(FORMS)[:3]
+    )
+    assert (
+        exact[0, 0] == lab[0, 0]
+    )  # step 1 was reached with this lab's forms, and the next with others
     assert exact[1, 0] != lab[1, 0]
     assert len(unshifted) < 7
     assert np.isfinite(unshifted).all()
@@ -105,9 +129,14 @@ def test_a_burst_goes_on_from_the_run_with_its_batches(small: Dataset, monkeypat
 def test_a_step_records_true_loss_share_and_norm() -> None:
     model = NumpyModel(0)
     model.W3 *= 2000
-    x, labels = np.random.default_rng(0).normal(size=(20, 784)).astype(np.float32), np.arange(20) % 10
+    x, labels = (
+        np.random.default_rng(0).normal(size=(20, 784)).astype(np.float32),
+        np.arange(20) % 10,
+    )
     true, share, norm = runs.step(model, x, labels, 0.0)
-    log_p = special.log_softmax(model.matmul_3.memory["y"].astype(float), axis=1)[np.arange(20), labels]
+    log_p = special.log_softmax(model.matmul_3.memory["y"].astype(float), axis=1)[
+        np.arange(20), labels
+    ]
     assert true == pytest.approx(-log_p.mean())
     assert share == np.mean(log_p < np.log(1e-12)) > 0.2
     grads = [grad.ravel() for grad in (model.W1_grad, model.W2_grad, model.W3_grad)]
@@ -119,7 +148,9 @@ def test_what_is_kept_counts_for_the_same_code_machine_and_data(
 ) -> None:
     jobs = [Job(SHORT, 0), Job(SHORT, 1), Job(SHORT, 0, 3)]
     first = runs.gather(jobs, small)
-    assert re.search(r"6/6 \[\d+:\d+<\d+:\d+", capsys.readouterr().err)  # epochs done, time gone and left
+    assert re.search(
+        r"6/6 \[\d+:\d+<\d+:\d+", capsys.readouterr().err
+    )  # epochs done, time gone and left
     np.testing.assert_allclose(first[1].losses, train_run(small, SHORT, 1).losses, rtol=1e-4)
     monkeypatch.setattr(joblib, "Parallel", lambda **_: pytest.fail("trains again"))
     assert np.array_equal(runs.gather(jobs[::-1], small)[-1].losses, first[0].losses)
@@ -143,9 +174,14 @@ def test_what_is_kept_counts_for_the_same_code_machine_and_data(
 def test_the_code_of_a_run_is_without_words(monkeypatch: pytest.MonkeyPatch) -> None:
     code, getsource = runs.code(), inspect.getsource
     words = [('."""', '. More."""'), ("Error(", 'Error("More"'), ("  # ", "  # More ")]
-    parts = [(part, f"{part}_") for part in ("class Softmax", "class WithReplacement", "def mini_batch", "def one_hot")]
+    parts = [
+        (part, f"{part}_")
+        for part in ("class Softmax", "class WithReplacement", "def mini_batch", "def one_hot")
+    ]
     for old, new in (*words, *parts):
-        monkeypatch.setattr(inspect, "getsource", lambda part, old=old, new=new: getsource(part).replace(old, new))
+        monkeypatch.setattr(
+            inspect, "getsource", lambda part, old=old, new=new: getsource(part).replace(old, new)
+        )
         assert (runs.code() == code) == ((old, new) in words), new
 
 
@@ -169,9 +205,15 @@ def test_an_interrupt_keeps_the_runs_that_ended(data_dir: Path, tmp_path: Path) 
     code = f"import pathlib, sys\nfrom docs import report, runs\nruns.CACHE = pathlib.Path({str(cache)!r})\n"
     code += f"sys.exit(report.main({['--data-dir', str(data_dir), '--seeds', '500']!r}))"
     command = [sys.executable, "-c", code]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 60
-    while len(list(cache.glob("*.pickle"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+    while (
+        len(list(cache.glob("*.pickle"))) < 3
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to workers, too
     _, errors = process.communicate(timeout=60)
@@ -193,19 +235,33 @@ def test_the_interval_holds_the_median_in_95_percent() -> None:
         values = np.random.default_rng(0).normal(size=seeds)
         low, high, *_ = judge.verdict(values, judge.ABOVE_0)
         bounds = stats.quantile_test(values, p=0.5).confidence_interval(0.95)
-        assert (low, high) == (np.nan_to_num(bounds.low, nan=-math.inf), np.nan_to_num(bounds.high, nan=math.inf))
+        assert (low, high) == (
+            np.nan_to_num(bounds.low, nan=-math.inf),
+            np.nan_to_num(bounds.high, nan=math.inf),
+        )
 
 
 def test_a_verdict_is_told_by_the_6th_and_15th_of_20() -> None:
-    for below, words in ((5, "as concluded"), (6, "not shown"), (14, "not shown"), (15, "the opposite")):
+    for below, words in (
+        (5, "as concluded"),
+        (6, "not shown"),
+        (14, "not shown"),
+        (15, "the opposite"),
+    ):
         values = np.repeat([1.5, 0.5], [20 - below, below])
-        for verdict in (judge.verdict(values, judge.ABOVE_1), judge.verdict(values - 1, judge.ABOVE_0)):
+        for verdict in (
+            judge.verdict(values, judge.ABOVE_1),
+            judge.verdict(values - 1, judge.ABOVE_0),
+        ):
             assert verdict[2:] == (f"{20 - below} of 20", words)
 
 
 def test_differences_within_the_margin_are_alike() -> None:
     assert pytest.approx(0.0028) == judge.MARGIN
-    assert judge.verdict(np.linspace(-0.0027, 0.0027, 20), judge.ALIKE)[2:] == ("20 of 20", "as concluded")
+    assert judge.verdict(np.linspace(-0.0027, 0.0027, 20), judge.ALIKE)[2:] == (
+        "20 of 20",
+        "as concluded",
+    )
     assert judge.verdict(np.linspace(0.001, 0.005, 20), judge.ALIKE)[3] == "not shown"
     for apart in (0.003, -0.003):
         assert judge.verdict(np.full(20, apart), judge.ALIKE)[2:] == ("0 of 20", "the opposite")
@@ -221,7 +277,10 @@ def test_bursts_and_ends() -> None:
 
 def made_run(setting: Setting, seed: int) -> Run:
     """Return a run that tells setting and seed, 100 or 50 steps an epoch; the means of seeds are not their medians."""
-    rng, steps = np.random.default_rng([seed, *repr(setting).encode()]), setting.epochs * 12800 // setting.batch_size
+    rng, steps = (
+        np.random.default_rng([seed, *repr(setting).encode()]),
+        setting.epochs * 12800 // setting.batch_size,
+    )
     losses = 2.3 * np.exp(-np.arange(steps) / (50 + seed**2)) * rng.normal(1, 0.1, steps) + 0.001
     accuracies = rng.uniform(0.94, 0.98, setting.epochs) - 0.0004 * seed**2
     if setting == EXPERIMENTS[4] and seed in (2, 5):
@@ -241,7 +300,9 @@ def made(setting: Setting, seeds: int = SEEDS) -> judge.Result:
 
 def made_course(job: Job) -> tuple[np.ndarray, float]:
     """Return what becomes of a burst, with each column unlike the others."""
-    course = np.random.default_rng(len(job.setting.forms)).uniform((1, 0, 10), (5, 1, 20), (sum(AROUND), 3))
+    course = np.random.default_rng(len(job.setting.forms)).uniform(
+        (1, 0, 10), (5, 1, 20), (sum(AROUND), 3)
+    )
     return (course[:40] if job.setting.forms == IN_BURST[2] else course), 0.93
 
 
@@ -272,7 +333,11 @@ def refreshed(tmp_path_factory: pytest.TempPathFactory) -> Refreshed:
         patched.setattr(report, "PAGE", page)
         patched.setattr(report, "gather", gather)
         patched.setattr(report, "load_dataset", lambda *_: None)
-        patched.setattr(matplotlib.figure.Figure, "savefig", lambda figure, path: axes.update({path.name: figure.axes}))
+        patched.setattr(
+            matplotlib.figure.Figure,
+            "savefig",
+            lambda figure, path: axes.update({path.name: figure.axes}),
+        )
         assert report.main(["--seeds", str(SEEDS)]) == 0
     plt.close("all")
     text = page.read_text(encoding="utf-8")
@@ -304,8 +369,11 @@ def test_measured_is_what_the_words_say(refreshed: Refreshed) -> None:
     losses = two.losses.reshape(SEEDS, 30, 100).mean(axis=2).T
     expected = {
         "accuracy, after epoch 9 less after epoch 2": a2[9] - a2[2],
-        "mean accuracy, epochs 20 to 29 less epochs 10 to 19": a2[20:].mean(axis=0) - a2[10:20].mean(axis=0),
-        "epochs from 11 to 29 in which the accuracy falls, of 19": (a2[11:] < a2[10:-1]).sum(axis=0),
+        "mean accuracy, epochs 20 to 29 less epochs 10 to 19": a2[20:].mean(axis=0)
+        - a2[10:20].mean(axis=0),
+        "epochs from 11 to 29 in which the accuracy falls, of 19": (a2[11:] < a2[10:-1]).sum(
+            axis=0
+        ),
         "mean loss, epoch 2 less epoch 9": losses[2] - losses[9],
         "fluctuation, epoch 2 less epoch 9": moves(two, 2, 2) - moves(two, 9, 9),
         "accuracy after epoch 0: 2 less 3": a2[0] - a3[0],
@@ -319,7 +387,8 @@ def test_measured_is_what_the_words_say(refreshed: Refreshed) -> None:
         "fluctuation in epochs 6 to 9: 2 over 3": moves(two, 6, 9) / moves(three, 6, 9),
         "steps until the loss is 0.1: 3 less 4": until(three) - until(four),
         "fluctuation at a loss of 0.1: 4 over 3": at_level(four) / at_level(three),
-        "lowest accuracy after epochs 5 to 9: 3 less 4": a3[5:10].min(axis=0) - a4[5:10].min(axis=0),
+        "lowest accuracy after epochs 5 to 9: 3 less 4": a3[5:10].min(axis=0)
+        - a4[5:10].min(axis=0),
         "accuracy after epoch 0: 4 less 3": a4[0] - a3[0],
         "accuracy after epoch 2: 4 less 3": a4[2] - a3[2],
     }
@@ -329,8 +398,14 @@ def test_measured_is_what_the_words_say(refreshed: Refreshed) -> None:
         text, concluded, median, interval, count, verdict = row
         low, *_, high = sorted(values)[1:-1]
         numbers = [float(number) for number in (median, *interval.split(" to "))]
-        np.testing.assert_allclose(numbers, [np.median(values), low, high], rtol=1e-3, atol=6e-5, err_msg=text)
-        bounds = {"above 0": (0, math.inf), "above 1": (1, math.inf), "within ±0.0028": (-0.0028, 0.0028)}[concluded]
+        np.testing.assert_allclose(
+            numbers, [np.median(values), low, high], rtol=1e-3, atol=6e-5, err_msg=text
+        )
+        bounds = {
+            "above 0": (0, math.inf),
+            "above 1": (1, math.inf),
+            "within ±0.0028": (-0.0028, 0.0028),
+        }[concluded]
         assert (concluded == "above 1") == ("over" in text)
         assert (count, verdict) == judge.verdict(values, bounds)[2:]
 
@@ -341,9 +416,13 @@ def test_accuracies_are_bold_outside_the_range_of_the_seeds(refreshed: Refreshed
         values = made(EXPERIMENTS[max(number, 2)]).accuracies.round(4).T[:10]
         cells = [row[head.index(f"original {number}")] for row in rows]
         for accuracy, row, cell in zip(original, values, cells, strict=False):
-            assert cell == (f"{accuracy:.4f}" if min(row) <= accuracy <= max(row) else f"**{accuracy:.4f}**")
+            assert cell == (
+                f"{accuracy:.4f}" if min(row) <= accuracy <= max(row) else f"**{accuracy:.4f}**"
+            )
         if number > 1:
-            expected = [f"{np.median(row):.4f} ({min(row):.4f} to {max(row):.4f})" for row in values]
+            expected = [
+                f"{np.median(row):.4f} ({min(row):.4f} to {max(row):.4f})" for row in values
+            ]
             assert [row[head.index(f"experiment {number}")] for row in rows] == expected
     bold = str(rows).count("**") // 2
     assert 0 < bold < 33
@@ -352,16 +431,30 @@ def test_accuracies_are_bold_outside_the_range_of_the_seeds(refreshed: Refreshed
 
 
 def test_ends_are_counted_with_exact_intervals(refreshed: Refreshed) -> None:
-    rates, forms = ({row[0]: row[1:] for row in refreshed.rows(name)[2:]} for name in ("rates", "forms"))
+    rates, forms = (
+        {row[0]: row[1:] for row in refreshed.rows(name)[2:]} for name in ("rates", "forms")
+    )
     assert list(rates) == ["0.1", "0.2", "0.5", "0.7", "1.0"]
     assert rates["0.1"][:6] == ["9", "9", "0", "0", "0", "0% to 34%"]
     assert rates["0.5"][:6] == ["9", "7", "2", "0", "0", "0% to 34%"]
     assert rates["1.0"] == ["3", "0", "0", "3", "0", "29% to 100%", "0.0980", "26"]
-    assert list(forms) == [*(f"{name}, 0.5" for name in FORMS), "this lab, 1.0", "exact cross-entropy, 1.0"]
+    assert list(forms) == [
+        *(f"{name}, 0.5" for name in FORMS),
+        "this lab, 1.0",
+        "exact cross-entropy, 1.0",
+    ]
     assert forms["this lab, 0.5"] == rates["0.5"]
     assert forms["no shift, 0.5"][0] == "5"
     calm = np.median([made_run(BY_FORMS[-1], seed).accuracies[-1] for seed in range(0, SEEDS, 2)])
-    assert forms["no shift and G / X, 0.5"][:7] == ["9", "5", "0", "0", "4", "14% to 79%", f"{calm:.4f}"]
+    assert forms["no shift and G / X, 0.5"][:7] == [
+        "9",
+        "5",
+        "0",
+        "0",
+        "4",
+        "14% to 79%",
+        f"{calm:.4f}",
+    ]
 
 
 def test_numbers_in_sentences(refreshed: Refreshed) -> None:
@@ -369,8 +462,13 @@ def test_numbers_in_sentences(refreshed: Refreshed) -> None:
     assert (said["seeds"], said["ranks"], said["burst"]) == ("9", "2 and 8", "seed 2, step 300")
     assert said["missing"] == f"{19 * 2 * 10 / 512:.1f} of 19"
     for name, seeds in (("permutation", made(EXPERIMENTS[2])), ("integers", made(REPLACED, 5))):
-        means = seeds.losses[:, 320:980].reshape(len(seeds.losses), -1, 20).mean(axis=2)  # of 20 steps, from 80 before
-        falls = [means[:, i + 4 : i + 8].sum(axis=1) / means[:, i : i + 4].sum(axis=1) - 1 for i in range(0, 30, 5)]
+        means = (
+            seeds.losses[:, 320:980].reshape(len(seeds.losses), -1, 20).mean(axis=2)
+        )  # of 20 steps, from 80 before
+        falls = [
+            means[:, i + 4 : i + 8].sum(axis=1) / means[:, i : i + 4].sum(axis=1) - 1
+            for i in range(0, 30, 5)
+        ]
         assert said[name] == ", ".join(f"{np.median(fall):+.0%}" for fall in falls)
     for number, setting in NUDGED.items():
         moved = abs(made(EXPERIMENTS[number], 3).accuracies[:, :10] - made(setting, 3).accuracies)
@@ -380,14 +478,22 @@ def test_numbers_in_sentences(refreshed: Refreshed) -> None:
 def test_runs_are_trained_seed_by_seed_and_the_highest_burst_followed(refreshed: Refreshed) -> None:
     seeds = [job.seed for job in refreshed.jobs[:-3]]
     assert seeds == sorted(seeds)
-    assert refreshed.jobs[-3:] == [Job(EXPERIMENTS[4]._replace(forms=forms), 2, 300) for forms in IN_BURST]
+    assert refreshed.jobs[-3:] == [
+        Job(EXPERIMENTS[4]._replace(forms=forms), 2, 300) for forms in IN_BURST
+    ]
 
 
-def check_lines(ax: Any, expected: Sequence[np.ndarray], ends: Sequence[float] | np.ndarray, unit: str) -> None:
+def check_lines(
+    ax: Any, expected: Sequence[np.ndarray], ends: Sequence[float] | np.ndarray, unit: str
+) -> None:
     """Check that an axis shows thick the medians of each of `expected`, and thin, if any, its rows, up to `ends`."""
     thin = [line.get_ydata() for line in ax.lines if line.get_linewidth() == 0.5]
     assert not thin or np.array_equal(np.concatenate(thin), np.concatenate(expected, axis=None))
-    thick = [line for line in ax.lines if line.get_linewidth() != 0.5 and not line.get_label().startswith("original")]
+    thick = [
+        line
+        for line in ax.lines
+        if line.get_linewidth() != 0.5 and not line.get_label().startswith("original")
+    ]
     for line, rows, end in zip(thick, expected, ends, strict=True):
         assert np.array_equal(line.get_ydata(), np.median(rows, axis=0))
         assert line.get_xdata()[-1] == pytest.approx(end)
@@ -396,7 +502,9 @@ def check_lines(ax: Any, expected: Sequence[np.ndarray], ends: Sequence[float] |
 
 def test_the_experiments(refreshed: Refreshed) -> None:
     axes = refreshed.axes["experiments.png"]
-    for (number, setting), upper, lower in zip(EXPERIMENTS.items(), axes[:3], axes[3:], strict=True):
+    for (number, setting), upper, lower in zip(
+        EXPERIMENTS.items(), axes[:3], axes[3:], strict=True
+    ):
         result = made(setting)
         check_lines(upper, [result.averages[:, :-25]], [setting.epochs - 26 / result.steps], "")
         check_lines(lower, [result.accuracies], [setting.epochs], "epochs of training")
@@ -410,11 +518,17 @@ def test_the_batches(refreshed: Refreshed) -> None:
     results = [made(setting) for setting in (EXPERIMENTS[2], EXPERIMENTS[3], DOUBLED)]
     rows = [result.averages[:, : 10 * result.steps - 25] for result in results]
     left, right = refreshed.axes["batches.png"]
-    for ax, label, pers in ((left, "epochs of training", (100, 50, 50)), (right, "steps", (1, 1, 1))):
+    for ax, label, pers in (
+        (left, "epochs of training", (100, 50, 50)),
+        (right, "steps", (1, 1, 1)),
+    ):
         check_lines(ax, rows, np.divide((974, 474, 474), pers), label)
         for text, result, per in zip(ax.get_legend().get_texts(), results, pers, strict=True):
             setting, after = result.setting, np.median(judge.steps_until(result)) / per
-            assert text.get_text() == f"{setting[1]} at {setting[2]}: loss 0.1 after {after:.4g} {label.split()[0]}"
+            assert (
+                text.get_text()
+                == f"{setting[1]} at {setting[2]}: loss 0.1 after {after:.4g} {label.split()[0]}"
+            )
 
 
 def test_the_stairs(refreshed: Refreshed) -> None:
@@ -426,7 +540,9 @@ def test_the_stairs(refreshed: Refreshed) -> None:
 
 def test_the_burst(refreshed: Refreshed) -> None:
     axes = refreshed.axes["burst.png"]
-    for i, (ax, words) in enumerate(zip(axes, ("true loss", "share of images with p < ε", "norm"), strict=True)):
+    for i, (ax, words) in enumerate(
+        zip(axes, ("true loss", "share of images with p < ε", "norm"), strict=True)
+    ):
         assert words in ax.get_ylabel()
         assert ax.get_xlabel().startswith("step")
         for line, forms in zip(ax.lines, IN_BURST, strict=False):
@@ -436,7 +552,10 @@ def test_the_burst(refreshed: Refreshed) -> None:
             assert line.get_xdata()[0] == -AROUND[0]
             assert (line.get_marker() == "x") == ("NaN" in line.get_label()) == (len(course) == 40)
     heights = {text.get_text(): text.get_position()[1] for text in axes[0].texts}
-    assert heights == {"ln 10": pytest.approx(np.log(10)), "−ln ε": pytest.approx(-np.log(Log().epsilon))}
+    assert heights == {
+        "ln 10": pytest.approx(np.log(10)),
+        "−ln ε": pytest.approx(-np.log(Log().epsilon)),
+    }
     assert [line.get_ydata()[0] for line in axes[0].lines[3:]] == list(heights.values())
 
 
@@ -445,12 +564,19 @@ def test_the_page_is_filled_in_and_keeps_what_is_written_by_hand(refreshed: Refr
     assert all(content.strip() for content in refreshed.contents.values())
     assert "<!-- seeds -->20<!-- end -->" in PAGE
     assert set(re.findall(r"\(figures/([^)]+)\)", PAGE)) == set(refreshed.axes)
-    assert not re.search(r"^[ \d.-]*<!--.*--> *[^\s<]", PAGE, re.MULTILINE)  # Markdown would show such a line as it is
+    assert not re.search(
+        r"^[ \d.-]*<!--.*--> *[^\s<]", PAGE, re.MULTILINE
+    )  # Markdown would show such a line as it is
 
 
 def test_the_readmes_commands_are_the_experiments() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"numpy_mnist.py --epoch-number (\S+) --batch-size (\S+) --learning-rate (\S+)", readme)
+    commands = re.findall(
+        r"numpy_mnist.py --epoch-number (\S+) --batch-size (\S+) --learning-rate (\S+)", readme
+    )
     settings = [EXPERIMENTS[max(number, 2)] for number in ORIGINAL]
-    expected = [(len(original), *setting[1:3]) for original, setting in zip(ORIGINAL.values(), settings, strict=True)]
+    expected = [
+        (len(original), *setting[1:3])
+        for original, setting in zip(ORIGINAL.values(), settings, strict=True)
+    ]
     assert commands == [tuple(map(str, each)) for each in expected]
