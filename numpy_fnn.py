@@ -1,32 +1,34 @@
-"""Operators, loss and model of a three-layer feed-forward network, forward and backward by hand, in NumPy alone.
+"""Operators, loss and model of a three-layer feed-forward network, written by hand in NumPy.
 
-An operator's `forward` leaves in `memory` what its `backward` needs; `backward` takes G, the gradient of the loss with
-respect to the operator's output, and returns the gradient with respect to its inputs. ⊙ is the elementwise product, and
-the numbers in parentheses are those of docs/derivations.md. Operators keep the dtype of their inputs, float32 or
-float64; arrays given to a `forward` are not copied and must not change until its `backward` is done. Wrong shapes raise
-ValueError, a backward before its forward RuntimeError.
+An operator's `forward` stores in `memory` what its `backward` needs. `backward` takes G, the
+gradient of the loss with respect to the operator's output, and returns the gradient with respect
+to its inputs. ⊙ is the elementwise product. Numbers such as (1.4) refer to docs/derivations.md.
+
+Operators keep the dtype of their inputs, float32 or float64. They don't copy their inputs, so an
+array must not change between `forward` and `backward`. A wrong shape raises ValueError, and a
+backward before its forward RuntimeError.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 
 def check_shape(name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:
-    """Raise ValueError unless `array` has the shape `expected`: NumPy would broadcast, or fail far from the cause."""
+    """Raise ValueError unless `array` has the shape `expected`; NumPy might broadcast it."""
     if array.shape != expected:
         raise ValueError(f"{name} has shape {array.shape}, expected {expected}")
 
 
 class NumpyOp:
-    """Base class of the operators, whose `forward` fills `memory` and whose `backward` starts with `check_grad`.
+    """Base class of the operators.
 
     Attributes
     ----------
     memory : dict of str to array
-        What the last forward left for backward; its output is "y".
+        What the last `forward` stored for `backward`; "y" is its output.
     epsilon : float
-        What Log adds to its input to stay finite at 0.
+        The number ε that Log adds to its input, so that its output is finite at 0.
     """
 
     def __init__(self) -> None:
@@ -34,7 +36,7 @@ class NumpyOp:
         self.epsilon = 1e-12
 
     def check_grad(self, grad_y: np.ndarray) -> None:
-        """Raise RuntimeError before the first forward, ValueError where `grad_y` has not the shape of the output."""
+        """Raise RuntimeError before the first forward, ValueError if `grad_y` has a wrong shape."""
         name = type(self).__name__
         if not self.memory:
             raise RuntimeError(f"{name}.backward was called before {name}.forward")
@@ -56,11 +58,10 @@ class Matmul(NumpyOp):
         return y
 
     def backward(self, grad_y: np.ndarray, needs_input_grad: bool = True) -> tuple[Any, np.ndarray]:
-        """Return grad_x (1.4), shape (N, d), or None where it is not needed, and grad_w (1.5), shape (d, d')."""
+        """Return grad_x (1.4), (N, d), or None if it is not needed, and grad_w (1.5), (d, d')."""
         self.check_grad(grad_y)
-        x, W = self.memory["x"], self.memory["W"]
-        grad_x = grad_y @ W.T if needs_input_grad else None
-        grad_w = x.T @ grad_y
+        grad_x = grad_y @ self.memory["W"].T if needs_input_grad else None
+        grad_w = self.memory["x"].T @ grad_y
         return grad_x, grad_w
 
 
@@ -89,7 +90,7 @@ class Log(NumpyOp):
     """
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        """Return y (3.1), shaped like x; x is not negative."""
+        """Return y (3.1), shaped like x; x must not be negative."""
         y = np.log(x + self.epsilon)
         self.memory = {"x": x, "y": y}
         return y
@@ -107,7 +108,7 @@ class Softmax(NumpyOp):
     """
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        """Return y (4.1), shaped like x, whose rows are not negative and sum to 1."""
+        """Return y (4.1), shaped like x: probabilities, which sum to 1 in each row."""
         exp = np.exp(x - x.max(axis=-1, keepdims=True))
         y = exp / exp.sum(axis=-1, keepdims=True)
         self.memory = {"y": y}
@@ -123,45 +124,44 @@ class Softmax(NumpyOp):
 class NumpyLoss:
     """Mean negative log-likelihood.
 
-    L = −(1/N) Σ T ⊙ P  (5.1),  grad_p = −T / N  (5.2),  for predictions P and targets T
+    L = −(1/N) Σ T ⊙ P  (5.1),  grad_p = −T / N  (5.2)
+
+    P are the log-probabilities `pred`, T the one-hot targets `target`, both of shape (N, C).
     """
 
     def get_loss(self, pred: np.ndarray, target: np.ndarray) -> float:
-        """Return the loss (5.1), in nats, of log-probabilities `pred` (N, C) against one-hot `target` (N, C)."""
+        """Return the loss (5.1), in nats per image."""
         if pred.ndim != 2 or len(pred) == 0 or target.shape != pred.shape:
-            raise ValueError(
-                f"NumpyLoss has pred {pred.shape} and target {target.shape}, expected (N, C) with N > 0"
-            )
-        # In pred's dtype: a float64 target would turn every gradient of a float32 model into float64.
+            raise ValueError(f"pred {pred.shape} and target {target.shape} must be (N, C), N > 0")
+        # A float64 target would turn every gradient of a float32 model into float64.
         self.target = np.asarray(target, dtype=pred.dtype)
-        # np.float64 is a Python float that also has the `item()` which the course's training loop calls.
+        # np.float64 is a Python float with the method item(), which the course's loop calls.
         return np.float64(-(self.target * pred).sum() / len(pred))
 
     def backward(self) -> np.ndarray:
-        """Return the gradient (5.2), shape (N, C), with respect to `pred`, in its dtype."""
+        """Return grad_p (5.2), the gradient with respect to `pred`, shape (N, C)."""
         if not hasattr(self, "target"):
             raise RuntimeError("NumpyLoss.backward was called before NumpyLoss.get_loss")
         return -self.target / len(self.target)
 
 
 class NumpyModel:
-    """Three layers without biases: x → matmul_1 → relu_1 → matmul_2 → relu_2 → matmul_3 → softmax → log.
+    """x → matmul_1 → relu_1 → matmul_2 → relu_2 → matmul_3 → softmax → log, without biases.
 
     Attributes
     ----------
-    SHAPES : dict of str to tuple
-        The shapes (d, d') of the weights. The hidden widths, 256 and 64, may be edited.
+    SHAPES : dict
+        The shapes (d, d') of the weights. You can change the hidden widths, 256 and 64.
     W1, W2, W3 : array
-        The weights, float32, drawn by `rng`, a generator or a seed, uniform in ±1/√d (9.1), until others are assigned.
-    log_grad, softmax_grad, x3_grad, relu_2_grad, x2_grad, relu_1_grad, x1_grad, W1_grad, W2_grad, W3_grad : array
-        Gradients of the loss with respect to the operators' inputs (xᵢ is matmul_i's) and the weights, by `backward`.
+        The weights, float32 and uniform in ±1/√d (9.1), drawn with `rng`, a generator or a seed,
+        until you assign others.
+    x1_grad, relu_1_grad, x2_grad, relu_2_grad, x3_grad, softmax_grad, log_grad : array
+        The gradients with respect to the *inputs* of the operators (x1 is matmul_1's).
+    W1_grad, W2_grad, W3_grad : array
+        The gradients with respect to the weights.
     """
 
-    SHAPES: ClassVar[dict[str, tuple[int, int]]] = {
-        "W1": (784, 256),
-        "W2": (256, 64),
-        "W3": (64, 10),
-    }
+    SHAPES = {"W1": (784, 256), "W2": (256, 64), "W3": (64, 10)}
 
     def __init__(self, rng: np.random.Generator | int | None = None) -> None:
         rng = np.random.default_rng(rng)
@@ -175,14 +175,10 @@ class NumpyModel:
         self.softmax, self.log = Softmax(), Log()
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        """Return log-probabilities (N, 10), in the weights' dtype, of x (N, 784), (N, 28, 28) or (N, 1, 28, 28)."""
-        x = np.asarray(
-            x, dtype=self.W1.dtype
-        )  # float64 images would turn a float32 model into float64
+        """Return log-probabilities (N, 10) of x (N, 784), (N, 28, 28) or (N, 1, 28, 28)."""
+        x = np.asarray(x, dtype=self.W1.dtype)  # float64 images would make all results float64
         if x.shape[1:] not in ((784,), (28, 28), (1, 28, 28)):
-            raise ValueError(
-                f"x has shape {x.shape}, expected (N, 784), (N, 28, 28) or (N, 1, 28, 28)"
-            )
+            raise ValueError(f"x must be (N, 784), (N, 28, 28) or (N, 1, 28, 28), got {x.shape}")
         y = self.matmul_1.forward(x.reshape(len(x), 784), self.W1)
         y = self.relu_1.forward(y)
         y = self.matmul_2.forward(y, self.W2)
@@ -192,7 +188,7 @@ class NumpyModel:
         return self.log.forward(y)
 
     def backward(self, grad_y: np.ndarray, needs_input_grad: bool = True) -> None:
-        """Call every backward, the last first, and keep each gradient by its name (6.1), x1_grad None if not needed."""
+        """Store every gradient (6.1), for `grad_y` (N, 10); x1_grad is None if not needed."""
         self.log_grad = self.log.backward(grad_y)
         self.softmax_grad = self.softmax.backward(self.log_grad)
         self.x3_grad, self.W3_grad = self.matmul_3.backward(self.softmax_grad)
@@ -202,14 +198,13 @@ class NumpyModel:
         self.x1_grad, self.W1_grad = self.matmul_1.backward(self.relu_1_grad, needs_input_grad)
 
     def optimize(self, learning_rate: float) -> None:
-        """Take one step of SGD, W ← W − η grad (7.1), η the learning rate, with the gradients of the last backward.
+        """Take one step of SGD, W ← W − η grad (7.1), where η is the learning rate.
 
-        The weights are replaced, not changed in place, and keep their dtype, also where η is a NumPy number.
+        New arrays replace the weights; arrays that were assigned to them don't change.
         """
         if not hasattr(self, "W1_grad"):
             raise RuntimeError("NumpyModel.optimize was called before NumpyModel.backward")
-        rate = float(learning_rate)  # a NumPy float would turn float32 weights into float64
-        # In this order NumPy adds into the memory of the product: an epoch is 3 % shorter than with W − rate · grad.
-        self.W1 = -rate * self.W1_grad + self.W1
-        self.W2 = -rate * self.W2_grad + self.W2
-        self.W3 = -rate * self.W3_grad + self.W3
+        # In this order, NumPy adds in place: an epoch is 3 % shorter than with W − η grad.
+        self.W1 = -learning_rate * self.W1_grad + self.W1
+        self.W2 = -learning_rate * self.W2_grad + self.W2
+        self.W3 = -learning_rate * self.W3_grad + self.W3

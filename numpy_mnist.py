@@ -1,21 +1,16 @@
-"""Train the network of numpy_fnn.py with mini-batch SGD: python numpy_mnist.py [--help]."""
+"""Train the network of numpy_fnn.py with mini-batch SGD, and save a picture of the run."""
 
-import argparse
-import atexit
-import contextlib
 import math
-import signal
 import sys
-import time
+from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
 from numpy_fnn import NumpyLoss, NumpyModel, check_shape
-from utils import DATASETS, DataError, load_dataset, one_hot, picture_file, plot_curve, reason
+from utils import DATASETS, DataError, load_dataset, one_hot, picture_path, plot_curve
 
 EPOCH_NUMBER = 3
 BATCH_SIZE = 128
@@ -25,36 +20,32 @@ DATASET = "MNIST"  # or FashionMNIST, KMNIST, digits
 DATA_DIR = "data"
 PLOT = "loss.png"
 
-CHECK = "after editing an operator, run python -m tests.gradient_check"
+ADVICE = "try a lower learning rate; if you changed an operator, run python -m tests.check"
 
 
 @dataclass
 class History:
-    """What a training run leaves: the loss of every step; of every epoch the accuracies and the training seconds."""
+    """The losses of a training run, one per step, and its accuracies, one per epoch."""
 
-    losses: list[float] = field(default_factory=list, repr=False)
+    losses: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)  # on the test set
-    train_accuracies: list[float] = field(
-        default_factory=list, repr=False
-    )  # on up to 10,000 training images
-    seconds: list[float] = field(default_factory=list, repr=False)
+    train_accuracies: list[float] = field(default_factory=list)  # on up to 10,000 training images
 
 
 def as_arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return images (N, ...) and labels (N,) of two arrays, the fast form, or of a sequence of N pairs of them.
+    """Return images (N, ...) and labels (N,) of two arrays, or of a sequence of N pairs.
 
-    Raises ValueError for an empty data set, or labels of another shape.
+    Raises ValueError for an empty data set, integer images, or labels that are not (N,).
     """
     if len(dataset) == 2 and hasattr(dataset[0], "shape"):
-        images, labels = np.asarray(dataset[0]), np.asarray(dataset[1])
+        images, labels = map(np.asarray, dataset)
     else:
         pairs = [dataset[i] for i in range(len(dataset))]
-        images, labels = (
-            np.array([np.asarray(image) for image, _ in pairs]),
-            np.array([label for _, label in pairs]),
-        )
+        images, labels = map(np.stack, zip(*pairs, strict=True))
     if len(images) == 0:
-        raise ValueError("the data set has 0 images, expected 1 or more")
+        raise ValueError("the data set must have at least 1 image, got 0")
+    if images.dtype.kind != "f":
+        raise ValueError(f"images must be normalized floats, as load_dataset's, got {images.dtype}")
     check_shape("labels", labels, (len(images),))
     return images, labels
 
@@ -62,15 +53,15 @@ def as_arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
 def mini_batch(
     dataset: Any, batch_size: int = BATCH_SIZE, rng: np.random.Generator | int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield shuffled batches (images, labels) (8.1), the last one shorter where the size does not divide.
+    """Yield shuffled mini-batches (images, labels) (8.1); the last one may be smaller.
 
-    `dataset` is either two arrays, images (N, ...) and labels (N,), the fast form, or a sequence of N pairs (image,
-    label), such as a torchvision data set. `rng`, a generator or a seed, draws the order; without one, each call draws
-    another. Raises ValueError, at the first batch, for an empty data set, labels not (N,), or a batch size below 1.
+    `dataset` is two arrays, float images (N, ...) and labels (N,), or a sequence of N pairs
+    (image, label), such as a torchvision data set. `rng`, a generator or a seed, draws the
+    order; with None, every call draws another one.
     """
     images, labels = as_arrays(dataset)
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     order = np.random.default_rng(rng).permutation(len(images))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
@@ -78,28 +69,12 @@ def mini_batch(
 
 
 def evaluate(model: NumpyModel, images: Any, labels: Any) -> float:
-    """Return the accuracy, the fraction of `images` (N, ...) whose most probable class is their label (N,)."""
-    y_pred, labels = model.forward(images), np.asarray(labels)
-    check_shape("labels", labels, (len(y_pred),))
-    return float(np.mean(y_pred.argmax(axis=1) == labels))
+    """Return the accuracy: the fraction of images (N, ...) whose predicted class is their label."""
+    predicted = model.forward(images).argmax(axis=1)
+    return float(np.mean(predicted == np.asarray(labels)))
 
 
-def check_hyperparameters(
-    epoch_number: int, batch_size: int, learning_rate: float, seed: int = 0
-) -> None:
-    """Raise ValueError unless the hyperparameters are of the right kind and neither too small nor infinite."""
-    for name, value, least in (
-        ("epoch_number", epoch_number, 1),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-    ):
-        if not isinstance(value, Integral) or value < least:
-            raise ValueError(f"{name} is {value!r}, expected an integer of {least} or more")
-    if not isinstance(learning_rate, Real) or not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate is {learning_rate!r}, expected a positive finite number")
-
-
-@np.errstate(over="ignore", invalid="ignore")  # the loss tells, in one sentence
+@np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite raises an error
 def train(
     model: NumpyModel,
     train_set: Any,
@@ -110,138 +85,85 @@ def train(
     rng: np.random.Generator | int | None = None,
     history: History | None = None,
 ) -> History:
-    """Train `model` in place, print the accuracy on `test_set` after each epoch, return the history.
+    """Train `model` in place, print the test accuracy after each epoch, and return the history.
 
-    Both sets and `rng` are what mini_batch takes, the images float; pairs are turned into arrays once. A history given
-    by the caller is filled as training goes, and so keeps what was done when an exception ends it: FloatingPointError
-    where the loss is not finite, or would not be after an epoch's last step. Raises ValueError, before the first step,
-    for a hyperparameter or a data set that is not what it should be.
+    Both sets and `rng` are what `mini_batch` takes. A `history` of yours keeps what was done
+    when an exception ends the run: FloatingPointError if the loss is not finite.
     """
-    check_hyperparameters(epoch_number, batch_size, learning_rate)
-    history, rng, numpy_loss = history or History(), np.random.default_rng(rng), NumpyLoss()
-    (train_images, train_labels), (test_images, test_labels) = (
-        as_arrays(train_set),
-        as_arrays(test_set),
-    )
-    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
-        if images.dtype.kind != "f":
-            raise ValueError(
-                f"images are {images.dtype}, expected floats, normalized as load_dataset's are"
-            )
-        numpy_loss.get_loss(
-            model.forward(images[:1]), one_hot(labels)[:1]
-        )  # raises where shapes or labels don't fit
-    advice = f"at learning rate {learning_rate}; try a lower one or a larger batch, or, {CHECK}"
+    history = history or History()
+    train_images, train_labels = as_arrays(train_set)
+    test_images, test_labels = as_arrays(test_set)
+    sample = np.random.default_rng(0).permutation(len(train_images))[:10000]
+    rng = np.random.default_rng(rng)
+    learning_rate = float(learning_rate)  # a NumPy float would turn float32 weights into float64
+    numpy_loss = NumpyLoss()
+
     for epoch in range(epoch_number):
-        start = time.perf_counter()
         for x, labels in mini_batch((train_images, train_labels), batch_size, rng):
             y_pred = model.forward(x)
             loss = numpy_loss.get_loss(y_pred, one_hot(labels))
             if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is not finite at step {len(history.losses)} (epoch {epoch}) {advice}"
-                )
+                step = f"step {len(history.losses)} (epoch {epoch})"
+                raise FloatingPointError(f"the loss is not finite at {step}; {ADVICE}")
             history.losses.append(loss)
             model.backward(numpy_loss.backward(), needs_input_grad=False)
             model.optimize(learning_rate)
-        seconds = time.perf_counter() - start
-        if not np.isfinite(
-            model.forward(x)
-        ).all():  # what the last step did, no loss of this epoch shows
-            raise FloatingPointError(f"the loss is not finite after epoch {epoch} {advice}")
         history.accuracies.append(evaluate(model, test_images, test_labels))
-        history.train_accuracies.append(evaluate(model, train_images[:10000], train_labels[:10000]))
-        history.seconds.append(seconds)
+        history.train_accuracies.append(evaluate(model, train_images[sample], train_labels[sample]))
         print(f"[{epoch}] Accuracy: {history.accuracies[-1]:.4f}", flush=True)
     return history
 
 
-def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options, whose defaults are the constants above; a bad one ends in a sentence and exit code 2."""
-    parser = argparse.ArgumentParser(usage="%(prog)s [options]", description=__doc__)
-    for name, kind, default, words in (
-        ("--epoch-number", int, EPOCH_NUMBER, "passes over the training data"),
-        ("--batch-size", int, BATCH_SIZE, "images a step"),
-        ("--learning-rate", float, LEARNING_RATE, "factor of the gradient"),
-        ("--seed", int, SEED, "seed of weights and shuffles"),
-        ("--data-dir", str, DATA_DIR, "folder of the data sets, also for downloads"),
-        ("--plot", str, PLOT, "where to save the picture, such as a .png"),
-    ):
-        parser.add_argument(
-            name, type=kind, default=default, help=f"{words} (default: %(default)s)"
-        )
-    parser.add_argument("--dataset", choices=DATASETS, help=f"what to learn (default: {DATASET})")
+def parse_options(arguments: Sequence[str] | None) -> Namespace:
+    """Return the options of the command line, whose defaults are the constants above."""
+    parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--epoch-number", type=int, default=EPOCH_NUMBER, metavar="N", help="number of epochs")
+    add("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help="images in a mini-batch")
+    add("--learning-rate", type=float, default=LEARNING_RATE, metavar="RATE", help="step size")
+    add("--seed", type=int, default=SEED, metavar="N", help="seed of initial weights and shuffles")
+    add("--dataset", choices=DATASETS, default=SUPPRESS, help=f"(default: {DATASET})")
+    add("--data-dir", default=DATA_DIR, metavar="DIR", help="folder of the data sets")
+    add("--plot", type=picture_path, default=PLOT, metavar="FILE", help="picture to save")
     options = parser.parse_args(arguments)
-    try:
-        check_hyperparameters(
-            options.epoch_number, options.batch_size, options.learning_rate, options.seed
-        )
-        picture_file(options.plot)
-    except (TypeError, ValueError, OSError) as error:
-        parser.error(str(error))
+    for name, least in (("epoch_number", 1), ("batch_size", 1), ("seed", 0)):
+        value = getattr(options, name)
+        if value < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if not 0 < options.learning_rate < math.inf:
+        parser.error(f"--learning-rate must be positive and finite, got {options.learning_rate}")
     return options
 
 
-def save_picture(
-    options: argparse.Namespace, name: str, history: History, model: NumpyModel, test_set: Any
-) -> bool:
-    """Save the picture of a run, say where it is or why it could not be saved, and return whether it was."""
-    epochs, of = len(history.accuracies), options.epoch_number
-    title = f"{name}: {epochs} of {of} epochs, batch size {options.batch_size}, "
-    title += f"learning rate {options.learning_rate}, seed {options.seed}"
-    curves = (history.losses, history.accuracies, history.train_accuracies)
-    try:
-        plot_curve(*curves, model, test_set, title, options.plot, show=epochs == of)
-    except Exception as error:  # from the file system, or from matplotlib for its many formats
-        print(
-            f"The loss curve could not be saved to {options.plot} ({reason(error)}).",
-            file=sys.stderr,
-        )
-        return False
-    print(f"The loss curve is in {options.plot}", flush=True)
-    return True
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Load the data, train, save the picture, and return the exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Load the data, train, and save the picture; an error ends the program with a sentence."""
     options = parse_options(arguments)
-    rng, history, code = np.random.default_rng(options.seed), History(), 1
+    hyperparameters = (options.epoch_number, options.batch_size, options.learning_rate)
+    name = getattr(options, "dataset", DATASET)
+    rng = np.random.default_rng(options.seed)
     model = NumpyModel(rng)
+    history = History()
     try:
-        data = load_dataset(
-            options.dataset or DATASET, options.data_dir, fallback=options.dataset is None
-        )
+        data = load_dataset(name, options.data_dir, fallback="dataset" not in options)
         sizes = f"{len(data.train[1])} training and {len(data.test[1])} test images"
         print(f"{data.name}: {sizes} from {data.source}", flush=True)
-        hyperparameters = (options.epoch_number, options.batch_size, options.learning_rate)
         try:
             train(model, data.train, data.test, *hyperparameters, rng, history)
-            code = 0
-        finally:  # after a divergence and Ctrl-C, too
-            if history.losses and not save_picture(options, data.name, history, model, data.test):
-                code = 1
-        if history.accuracies[-1] < 0.5:
-            learned = (
-                f"Hardly anything was learned: the test accuracy is {history.accuracies[-1]:.4f}"
-            )
-            print(
-                f"{learned}; try another learning rate or batch size, more epochs, or, {CHECK}.",
-                file=sys.stderr,
-            )
-    except (DataError, FloatingPointError, MemoryError) as error:
-        print(f"{reason(error)}.", file=sys.stderr)
+        finally:  # after an interruption or a divergence, too
+            if history.losses:
+                title = f"{data.name}: {len(history.accuracies)} of {options.epoch_number} epochs"
+                title += f", batch size {options.batch_size}"
+                title += f", learning rate {options.learning_rate}, seed {options.seed}"
+                curves = (history.losses, history.accuracies, history.train_accuracies)
+                plot_curve(*curves, model, data.test, title, options.plot)
+                print(f"The loss curve is in {options.plot}")
+    except (DataError, FloatingPointError, OSError) as error:
+        sys.exit(f"{error}.")
     except KeyboardInterrupt:
-        print(f"Interrupted after {len(history.losses)} steps.", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:  # nobody reads on, as after `| head -2`
-        code = 1
-    return code
+        sys.exit(f"Interrupted after {len(history.losses)} steps.")
+    if history.accuracies[-1] < 0.5:
+        print(f"The test accuracy is only {history.accuracies[-1]:.4f}: {ADVICE}.", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(AttributeError):  # in a notebook or an IDE
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that it can't print
-    atexit.register(
-        signal.signal, signal.SIGINT, signal.SIG_IGN
-    )  # the run is over: Ctrl-C is no failure any more
-    sys.exit(main())
+    main()
