@@ -1,162 +1,89 @@
-"""Write a copy of the lab for students to fill in: python -m docs.exercise FOLDER [--derive].
-
-What the lab sheet asks them to write is left out of the copy, up to the checks that come before it; the sheet is the
-copy's README, and the derivations come without their code.
-"""
+"""Write the students' copy of the lab, in which they fill in the functions of the lab sheet."""
 
 import argparse
-import ast
+import gzip
+import inspect
 import re
-import sys
-import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from posixpath import dirname, join, normpath
+
+from numpy_fnn import Log, Matmul, NumpyLoss, NumpyModel, Relu, Softmax
+from numpy_mnist import DATA_DIR, mini_batch
+from utils import find_files
 
 PROJECT = Path(__file__).resolve().parents[1]
-FILES = (
-    *(
-        ".gitignore",
-        ".pytest.ini",
-        "requirements.txt",
-        "numpy_fnn.py",
-        "numpy_mnist.py",
-        "utils.py",
-    ),
-    *(
-        f"tests/{name}"
-        for name in ("__init__.py", "conftest.py", "gradient_check.py", "requirements.txt")
-    ),
-    *(
-        f"tests/{name}.py"
-        for name in ("test_numpy_fnn", "test_numpy_mnist", "test_utils", "torch_reference")
-    ),
+CODE = ("numpy_fnn.py", "numpy_mnist.py", "utils.py", "tests/__init__.py", "tests/check.py")
+TO_WRITE = (
+    *(Matmul.forward, Matmul.backward, Relu.forward, Relu.backward, Log.forward, Log.backward),
+    *(Softmax.forward, Softmax.backward, NumpyLoss.backward),
+    *(NumpyModel.backward, NumpyModel.optimize, mini_batch),
 )
-# What each step of the lab sheet asks to write, under the words that choose its tests (pytest -k).
-STEPS = {
-    "Matmul": ("Matmul.forward", "Matmul.backward"),
-    "Relu": ("Relu.forward", "Relu.backward"),
-    "Log": ("Log.forward", "Log.backward"),
-    "Softmax": ("Softmax.forward", "Softmax.backward"),
-    "NumpyLoss": ("NumpyLoss.backward",),
-    "NumpyModel": ("NumpyModel.backward",),
-    "optimize or mini_batch": ("NumpyModel.optimize", "mini_batch"),
-}
+DERIVE = "\nDerive the gradient of each operator, of the loss and of the model yourself.\n"
 
 
-def functions(source: str, file: str = "<source>") -> Iterator[tuple[str, ast.FunctionDef]]:
-    """Yield the name, such as "Relu.forward" or "mini_batch", and the syntax tree of each function and method."""
-    for node in ast.parse(source, file).body:
-        if isinstance(node, ast.FunctionDef):
-            yield node.name, node
-        elif isinstance(node, ast.ClassDef):
-            yield from (
-                (f"{node.name}.{part.name}", part)
-                for part in node.body
-                if isinstance(part, ast.FunctionDef)
-            )
+def with_holes(source: str) -> str:
+    """Return a module's source in which each function TO_WRITE ends after its last check."""
+    for function in TO_WRITE:
+        code = inspect.getsource(function)
+        # Up to the last line that ends the docstring, raises an error or calls check_grad.
+        kept = re.findall(r'(?s)^.*(?:"""|raise \w[^\n]+|check_grad[^\n]+)\n', code)[0]
+        indent = re.findall(r'^( +)"""', code, re.MULTILINE)[0]
+        formulas = " and ".join(re.findall(r"\(\d\.\d\)", function.__doc__ or ""))
+        hole = f'{indent}raise NotImplementedError("write {formulas}")\n'
+        source = source.replace(code, kept + hole)
+    return source
 
 
-def without_solutions(source: str, names: Collection[str], file: str = "<source>") -> str:
-    """Return Python source in which functions of these names end after their last check and say what to write."""
-    lines = source.splitlines(keepends=True)
-    for _, function in reversed([item for item in functions(source, file) if item[0] in names]):
-        docstring, *statements = function.body
-        checks = [
-            node for node in statements if re.search(r"\braise\b|\bcheck_\w+\(", ast.unparse(node))
-        ]
-        last = [docstring, *checks][-1]
-        formulas = " and ".join(re.findall(r"\(\d\.\d\)", ast.get_docstring(function) or ""))
-        hole = f'{" " * docstring.col_offset}raise NotImplementedError("write {formulas}")\n'
-        lines[last.end_lineno : function.end_lineno] = [hole]
-    return "".join(lines)
-
-
-def forward_alone(page: str) -> str:
-    """Return the page of the derivations with its forward formulas, and the numbers of those left to derive."""
-    _, *sections = re.split(r"^(?=## )", page, flags=re.MULTILINE)
-    kept = r".*?\\tag\{[1-5]\.1\}\n```\n|## 6\..*?\|\n(?=\n)"  # section 6 begins with a table of all shapes
-    for i, section in enumerate(sections):
-        if forward := re.match(kept, section, flags=re.DOTALL):
-            numbers = re.findall(r"\\tag\{(\d\.\d)\}", section[forward.end() :])
-            sections[i] = (
-                f"{forward[0]}\nYours to derive: {', '.join(f'({number})' for number in numbers)}.\n\n"
-            )
-    return "# Formulas\n\n" + "".join(sections)
-
-
-def exercise(derive: bool = False) -> dict[str, bytes]:
-    """Return the files of the copy by their paths; with `derive`, no formula of a gradient is in them."""
-    texts = {name: (PROJECT / name).read_text(encoding="utf-8") for name in FILES}
-    to_write = {name for step in STEPS.values() for name in step}
-    for name in ("numpy_fnn.py", "numpy_mnist.py"):
-        texts[name] = without_solutions(texts[name], to_write, name)
-    pages = {
-        page.name: page.read_text(encoding="utf-8") for page in (PROJECT / "docs").glob("*.md")
-    }
-    derivations = re.sub(r"```python\n.*?\n```\n\n?", "", pages["derivations.md"], flags=re.DOTALL)
-    derivations = re.sub(
-        r"[^.]*\]\(report\.md\S*\)[^.]*\.", "", derivations
-    )  # sentences about what is not in the copy
+def exercise(derive: bool, data_dir: str) -> dict[str, bytes]:
+    """Return the files of the copy by their paths; with `derive`, without gradients' formulas."""
+    texts = {name: (PROJECT / name).read_text(encoding="utf-8") for name in CODE}
+    texts = {name: with_holes(text) for name, text in texts.items()}
+    pages = {page.name: page.read_text(encoding="utf-8") for page in PROJECT.glob("docs/*.md")}
     if derive:
         texts["numpy_fnn.py"] = re.sub(r",  grad_\w+ = .*?\(\d\.\d\)", "", texts["numpy_fnn.py"])
-        derivations = forward_alone(derivations)
-        for name in (
-            "lab_sheet.md",
-            "lab_sheet.zh.md",
-        ):  # whose experiments and answers tell about the gradients
-            pages[name] = "".join(re.split(r"^(?=## )", pages[name], flags=re.MULTILINE)[:2])
-    # The sheet moves from docs up to the copy's top.
-    sheet = re.sub(
-        r"(?<=\]\()(?!\w+:|#)[^#)]+",
-        lambda link: normpath(join("docs", link[0])),
-        pages["lab_sheet.md"],
+        pages = {name: "\n## ".join(text.split("\n## ")[:2]) for name, text in pages.items()}
+        pages["derivations.md"] += DERIVE
+    # The sheet moves from docs to the top, and the quotations of code are solutions.
+    texts["README.md"] = re.sub(r"(\]\()(?!#|\w+:)", r"\1docs/", pages["lab_sheet.md"])
+    texts["docs/lab_sheet.zh.md"] = pages["lab_sheet.zh.md"].replace(
+        "(lab_sheet.md", "(../README.md"
     )
-    chinese = pages["lab_sheet.zh.md"].replace("](lab_sheet.md", "](../README.md")
-    texts |= {
-        "README.md": sheet,
-        "docs/lab_sheet.zh.md": chinese,
-        "docs/derivations.md": derivations,
-    }
+    texts["docs/derivations.md"] = re.sub(
+        r"```python\n(?s:.*?)```\n\n?", "", pages["derivations.md"]
+    )
+    requirements = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
+    texts["requirements.txt"] = re.sub("torchvision.*\n", "", requirements)
     files = {name: text.encode() for name, text in texts.items()}
-    for page, text in texts.items():
-        for link in re.findall(r"!\[.*?\]\(([^:)]+)\)", text):
-            picture = normpath(join(dirname(page), link))
-            files[picture] = (PROJECT / picture).read_bytes()
+    for picture in re.findall(r"\((docs/figures/[^)]+)\)", texts["README.md"]):
+        files[picture] = (PROJECT / picture).read_bytes()
+    for name, path in find_files(Path(data_dir, "MNIST", "raw")).items():
+        content = path.read_bytes()
+        if path.suffix != ".gz":
+            content = gzip.compress(content)
+        files[f"data/MNIST/raw/{name}.gz"] = content
     return files
 
 
-def write_exercise(folder: Path, derive: bool = False) -> None:
-    """Write the whole copy, or nothing and raise OSError; `folder` is new or empty."""
-    files, folder = exercise(derive), folder.resolve()
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty, expected a new or empty folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        for name, content in files.items():
-            path = Path(work, folder.name, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        if folder.exists():
-            folder.rmdir()  # Windows renames to nothing that exists
-        Path(work, folder.name).rename(folder)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the copy and return the exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the copy into a new folder."""
     parser = argparse.ArgumentParser(prog="python -m docs.exercise", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="new or empty")
-    parser.add_argument(
-        "--derive", action="store_true", help="leave out the formulas of the gradients, too"
-    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="new folder for the copy")
+    words = "leave out the formulas of gradients, for students who derive them"
+    parser.add_argument("--derive", action="store_true", help=words)
+    words = f"folder of the data sets, for a copy with MNIST (default: {DATA_DIR})"
+    parser.add_argument("--data-dir", default=DATA_DIR, metavar="DIR", help=words)
     options = parser.parse_args(arguments)
+    files = exercise(options.derive, options.data_dir)
     try:
-        write_exercise(options.folder, options.derive)
-    except (OSError, SyntaxError, UnicodeDecodeError) as error:
-        parser.error(f"the exercise can't be written: {error}")
-    print(f"The exercise is in {options.folder}; README.md there says where to start.")
-    return 0
+        options.folder.mkdir(parents=True)
+    except OSError as error:
+        parser.error(f"FOLDER must be new: {error}")
+    for name, content in files.items():
+        path = options.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    print(f"The copy is in {options.folder}. Its README.md says where to start.")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
