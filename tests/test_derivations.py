@@ -1,4 +1,4 @@
-"""The derivations: the code that they quote is the code, the numbers that they give are those of the operators."""
+"""The derivations: the code that they quote is the code, and their numbers are the operators'."""
 
 import doctest
 import inspect
@@ -19,43 +19,43 @@ PAGE = PATH.read_text(encoding="utf-8")
 CODE = inspect.getsource(numpy_fnn) + inspect.getsource(numpy_mnist)
 
 
-def test_quoted_code_is_the_code() -> None:
-    for quote in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        assert any("\n" + textwrap.indent(quote, depth * " ") in CODE for depth in (0, 4, 8, 12)), (
-            quote
-        )
+@pytest.mark.parametrize("quote", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+def test_quoted_code_is_the_code(quote: str) -> None:
+    assert any(f"\n{textwrap.indent(quote, depth * ' ')}" in CODE for depth in (0, 4, 8, 12))
 
 
-def test_formulas_are_the_originals_and_those_that_the_code_cites() -> None:
+def test_formulas_have_the_numbers_that_the_code_cites() -> None:
     tags = re.findall(r"\\tag\{([\d.]+)\}", PAGE)
     originals = "1.1 1.2 1.3.1 1.3 1.4 1.5 2.1 2.2 2.3 2.4 3.1 3.2 3.3 3.4 4.1 4.2 4.3"
     assert " ".join(tags) == f"{originals} 5.1 5.2 5.3 6.1 7.1 8.1 9.1"
     assert set(re.findall(r"\((\d\.\d)\)", CODE)) <= set(tags)
 
 
-def test_vec_on_numbers() -> None:
-    assert doctest.testfile(str(PATH), module_relative=False, encoding="utf-8")[0] == 0
+def test_examples_print_what_the_page_shows() -> None:
+    assert doctest.testfile(str(PATH), module_relative=False, encoding="utf-8").failed == 0
 
 
 def gradient(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the probabilities, and the gradient that reaches the scores."""
-    softmax, log, loss = Softmax(), Log(), NumpyLoss()
+    softmax = Softmax()
+    log = Log()
+    loss = NumpyLoss()
     y = softmax.forward(scores)
     loss.get_loss(log.forward(y), one_hot(labels, scores.shape[1]))
     return y, softmax.backward(log.backward(loss.backward()))
 
 
-def test_epsilon_clips_the_gradient_that_reaches_the_scores() -> None:
+def test_gradient_of_the_scores_follows_the_formula_on_both_sides_of_epsilon() -> None:
     rng = np.random.default_rng(0)
-    scores, labels = rng.normal(size=(200, 10)) * 15, rng.integers(0, 10, 200)
-    y, grad = gradient(scores, labels)
+    labels = rng.integers(0, 10, 200)
+    y, grad = gradient(rng.normal(size=(200, 10)) * 15, labels)
     p = y[np.arange(200), labels]
     r = p / (p + Log().epsilon)
-    assert min(r) < 0.01 < 0.99 < max(r)  # (5.3) is tried on both sides of epsilon
+    assert min(r) < 0.01 < 0.99 < max(r)
     np.testing.assert_allclose(grad, r[:, None] * (y - one_hot(labels)) / 200, atol=1e-15)
 
 
-def test_the_table_of_the_clip() -> None:
+def test_table_of_probabilities_and_gradients_has_the_numbers_of_the_operators() -> None:
     rows = re.findall(r"^\| ([\d.]+) \| ([\de.-]+) \| ([\de.-]+) \|$", PAGE, re.MULTILINE)
     assert len(rows) >= 5
     for ahead, p, share in rows:
@@ -64,16 +64,18 @@ def test_the_table_of_the_clip() -> None:
         assert float(share) == pytest.approx(grad[0, 1] / y[0, 1], rel=0.2), ahead
 
 
-def test_a_dead_layer_leaves_no_gradient_for_weights() -> None:
-    model, loss, x = NumpyModel(0), NumpyLoss(), abs(np.random.default_rng(0).normal(size=(4, 784)))
+def test_dead_layer_leaves_no_gradient_for_the_weights() -> None:
+    model = NumpyModel(0)
     model.W1 = -abs(model.W1)
+    loss = NumpyLoss()
+    x = abs(np.random.default_rng(0).normal(size=(4, 784)))
     assert loss.get_loss(model.forward(x), one_hot([1, 2, 3, 4])) == pytest.approx(np.log(10))
     model.backward(loss.backward())
     assert not any(grad.any() for grad in (model.W1_grad, model.W2_grad, model.W3_grad))
     assert all(grad.any() for grad in (model.log_grad, model.softmax_grad, model.x3_grad))
 
 
-def test_the_scores_of_a_new_network() -> None:
+def test_scores_of_a_new_network_have_the_variance_of_the_page() -> None:
     x = np.random.default_rng(0).normal(size=(200, 784)).astype(np.float32)
     scores = []
     for model in map(NumpyModel, range(20)):

@@ -1,17 +1,17 @@
-"""The network, loss and SGD step of numpy_fnn.py in PyTorch, whose autograd is the judge of every gradient."""
+"""The network, loss and SGD step of numpy_fnn.py in PyTorch: autograd judges every gradient."""
 
 import numpy as np
 import torch
 
 
 class TorchModel:
-    """The reference: weights, input and every operator's input are leaves or keep their gradients."""
+    """The reference. Weights and operators' inputs keep their gradients."""
 
     def __init__(self, W1: np.ndarray, W2: np.ndarray, W3: np.ndarray) -> None:
         self.W1, self.W2, self.W3 = (torch.tensor(W, requires_grad=True) for W in (W1, W2, W3))
 
     def forward(self, x: np.ndarray) -> torch.Tensor:
-        """Return log-probabilities (N, 10) of images x (N, ...), in the dtype of both x and the weights."""
+        """Return log-probabilities (N, 10) of images x (N, ...), in the dtype of the weights."""
         self.x1 = torch.tensor(x).reshape(len(x), -1).requires_grad_()
         self.relu_1 = self.x1 @ self.W1
         self.x2 = torch.relu(self.relu_1)
@@ -24,7 +24,7 @@ class TorchModel:
         return torch.log(self.log + 1e-12)
 
     def backward(self, y_pred: torch.Tensor, target: np.ndarray) -> float:
-        """Return the mean negative log-likelihood against one-hot target (N, 10) and leave every gradient."""
+        """Compute every gradient, and return the loss for one-hot targets (N, 10)."""
         for W in (self.W1, self.W2, self.W3):
             W.grad = None
         loss = -(y_pred * torch.tensor(target)).sum(dim=1).mean()
