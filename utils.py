@@ -21,6 +21,8 @@ FILES = (
     "t10k-labels-idx1-ubyte",
 )
 WINDOW = 51  # steps of the moving average
+if "inline" in os.environ.get("MPLBACKEND", "") and "IPython" not in sys.modules:
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's backend, which Matplotlib's import might refuse
 
 
 class DataError(Exception):
@@ -192,8 +194,6 @@ def plot_curve(
     It has the loss of every step and the accuracies of every epoch; of a model and a test set
     (images, labels), 32 columns of W1 and the eight mistakes of the highest probability.
     """
-    if "inline" in os.environ.get("MPLBACKEND", "") and "IPython" not in sys.modules:
-        os.environ["MPLBACKEND"] = "agg"  # a notebook sets it for each command that it runs
     import matplotlib.pyplot as plt  # 0.4 s, which a program that only loads data saves
 
     layout = "LLLL.AAAA\nWWWW.0123\nWWWW.4567"  # loss, accuracy, weights, eight mistakes
