@@ -8,6 +8,7 @@ import tempfile
 import zlib
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,10 +67,9 @@ def load_dataset(name: str, data_dir: str = "data", fallback: bool = False) -> D
 
 
 def find_files(raw: Path) -> dict[str, Path]:
-    """Return the paths of the files in `raw` or in a folder there, by their names in FILES.
+    """Return the path of each file in `raw`, or in a folder there, by its name in FILES.
 
-    7-Zip and Kaggle write train-images.idx3-ubyte, mirrors add .gz, and Kaggle's archive has
-    folders of the usual names with the file inside.
+    7-Zip and Kaggle write a dot (train-images.idx3-ubyte), and mirrors add .gz.
     """
     found: dict[str, Path] = {}
     for path in [*sorted(raw.glob("*")), *sorted(raw.glob("*/*"))]:
@@ -102,15 +102,12 @@ def read_images(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.nd
 
 
 def read_idx(path: Path, *shape: int) -> np.ndarray:
-    """Return the uint8 array (N, *shape) of an IDX file; raise DataError if it is damaged.
-
-    The file starts with big-endian uint32 numbers: 2048 plus the number of axes, and the length
-    of each axis.
-    """
+    """Return the uint8 array (N, *shape) of an IDX file; raise DataError if it is damaged."""
     try:
         content = path.read_bytes()
         if content.startswith(b"\x1f\x8b"):  # compressed, whatever its name
             content = gzip.decompress(content)
+        # The header has 2048 plus the number of axes, then the length of each axis.
         magic, count, *sizes = np.frombuffer(content, ">u4", 2 + len(shape)).tolist()
         if magic != 2049 + len(shape) or count == 0 or tuple(sizes) != shape:
             raise ValueError("not an IDX file of MNIST's images or labels")
@@ -133,7 +130,7 @@ def load_digits() -> Dataset:
     images = normalize(np.pad(images * (255 / 16), ((0, 0), (2, 2), (2, 2))))
     labels = labels.astype(np.uint8)
     # The frame is as wide as the shifts: what np.roll moves around the edge is background.
-    shifts = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
+    shifts = list(product(range(-2, 3), repeat=2))
     train_images = np.concatenate([np.roll(images[:1500], shift, axis=(1, 2)) for shift in shifts])
     train_labels = np.tile(labels[:1500], len(shifts))
     test = (images[1500:], labels[1500:])
@@ -191,16 +188,14 @@ def plot_curve(
 ) -> Any:
     """Save a picture of a run, show it if there is a display, and return the closed figure.
 
-    It has the loss of every step and the accuracies of every epoch; of a model and a test set
-    (images, labels), 32 columns of W1 and the eight mistakes of the highest probability.
+    For a `model` and a `test_set` (images, labels), it also shows weights and mistakes.
     """
     import matplotlib.pyplot as plt  # 0.4 s, which a program that only loads data saves
 
     layout = "LLLL.AAAA\nWWWW.0123\nWWWW.4567"  # loss, accuracy, weights, eight mistakes
     margins = {"left": 0.06, "right": 0.98, "top": 0.92, "bottom": 0.01, "hspace": 0.4}
-    figure, axes = plt.subplot_mosaic(
-        layout, figsize=(11, 7), height_ratios=(5, 3, 3), gridspec_kw=margins
-    )
+    figure = plt.figure(figsize=(11, 7))
+    axes = figure.subplot_mosaic(layout, height_ratios=(5, 3, 3), gridspec_kw=margins)
     figure.suptitle(title)
     label = f"each step (highest: {max(losses):.2f})"
     axes["L"].plot(losses, ".-", alpha=0.3, linewidth=0.8, markersize=2, label=label)
