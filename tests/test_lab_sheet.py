@@ -201,6 +201,7 @@ def test_photograph_shows_the_images_of_the_batch(
     for panels in names["axes"].T:  # both rows in the same order
         batch, found = (np.asarray(ax.images[0].get_array()) for ax in panels)
         np.testing.assert_allclose(normalize(found), batch, atol=1e-6)
+    plt.close("all")
 
 
 def test_stairs_program_measures_the_change_between_epochs(
@@ -218,6 +219,7 @@ def test_stairs_program_measures_the_change_between_epochs(
     exec(program("stairs.png"), {})
     assert capsys.readouterr().out.count(" -50% ") == 2
     assert len(plt.gca().lines) == 2
+    plt.close("all")
 
 
 class Tanh(NumpyOp):
