@@ -44,7 +44,7 @@ def test_moving_average_has_a_window_that_shrinks_at_the_ends() -> None:
 
 @patch.object(Figure, "savefig", Mock())
 def test_picture_shows_accuracies_and_losses_whose_spike_does_not_flatten_the_curve() -> None:
-    losses = [*np.linspace(2.3, 0.1, 200), 27.6]
+    losses = [*(0.1 + 2.2 * 0.9 ** np.arange(200)), 27.6]
     loss, accuracy, *_ = plot_curve(losses, [0.9, 0.95], [0.91, 0.97]).axes
     np.testing.assert_array_equal(loss.lines[0].get_ydata(), losses)
     np.testing.assert_array_equal(loss.lines[1].get_ydata(), moving_average(losses))
@@ -167,11 +167,11 @@ def test_digits_train_in_all_shifts_and_test_other_writers(digits: Any) -> None:
 
 def test_damaged_file_is_named_and_kept(data_dir: Path, contents: dict[str, bytes]) -> None:
     images, labels, *_ = contents.values()
-    web_page = b"<!DOCTYPE html>" + bytes(99)
     packed = gzip.compress(images)
     damaged_labels = [images, labels + bytes(1), labels[:-1] + b"\x0a", idx(np.zeros(29, np.uint8))]
     damaged_images = [b"", images[:-1], images[:-784], images + bytes(1), images + bytes(783)]
-    damaged_images += [labels, web_page, packed[:-9], packed[:10] + b"\xff" * 99]
+    damaged_images += [b"<!DOCTYPE html>" + bytes(99), labels, b"\0\0\x0d" + images[3:]]
+    damaged_images += [packed[:-9], packed[:10] + b"\xff" * 99]
     for file, damages in ((FILES[1], damaged_labels), (FILES[0], damaged_images)):
         path = data_dir / "MNIST" / "raw" / file
         for content in damages:
