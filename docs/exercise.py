@@ -4,21 +4,28 @@ import argparse
 import gzip
 import inspect
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from numpy_fnn import Log, Matmul, NumpyLoss, NumpyModel, Relu, Softmax
 from numpy_mnist import DATA_DIR, mini_batch
-from utils import find_files
+from utils import FILES, find_files
 
 PROJECT = Path(__file__).resolve().parents[1]
 CODE = ("numpy_fnn.py", "numpy_mnist.py", "utils.py", "tests/__init__.py", "tests/check.py")
+PAGES = {  # and their paths in the copy
+    "docs/lab_sheet.md": "README.md",
+    "docs/lab_sheet.zh.md": "docs/lab_sheet.zh.md",
+    "docs/derivations.md": "docs/derivations.md",
+}
 TO_WRITE = (
     *(Matmul.forward, Matmul.backward, Relu.forward, Relu.backward, Log.forward, Log.backward),
     *(Softmax.forward, Softmax.backward, NumpyLoss.backward),
     *(NumpyModel.backward, NumpyModel.optimize, mini_batch),
 )
-DERIVE = "\nDerive the gradient of each operator, of the loss and of the model yourself.\n"
+DERIVE = """
+Derive the gradients of the loss with the chain rule: with respect to both inputs of Matmul, to the
+inputs of Relu, Log and Softmax, and to the log-probabilities. Then chain them through the model.
+"""
 
 
 def with_holes(source: str) -> str:
@@ -28,48 +35,47 @@ def with_holes(source: str) -> str:
         # Up to the last line that ends the docstring, raises an error or calls check_grad.
         kept = re.findall(r'(?s)^.*(?:"""|raise \w[^\n]+|check_grad[^\n]+)\n', code)[0]
         indent = re.findall(r'^( +)"""', code, re.MULTILINE)[0]
-        formulas = " and ".join(re.findall(r"\(\d\.\d\)", function.__doc__ or ""))
-        hole = f'{indent}raise NotImplementedError("write {formulas}")\n'
+        hole = f'{indent}raise NotImplementedError("write {function.__qualname__}")\n'
         source = source.replace(code, kept + hole)
     return source
 
 
 def exercise(derive: bool, data_dir: str) -> dict[str, bytes]:
     """Return the files of the copy by their paths; with `derive`, without gradients' formulas."""
-    texts = {name: (PROJECT / name).read_text(encoding="utf-8") for name in CODE}
-    texts = {name: with_holes(text) for name, text in texts.items()}
-    pages = {page.name: page.read_text(encoding="utf-8") for page in PROJECT.glob("docs/*.md")}
-    if derive:
-        texts["numpy_fnn.py"] = re.sub(r",  grad_\w+ = .*?\(\d\.\d\)", "", texts["numpy_fnn.py"])
-        pages = {name: "\n## ".join(text.split("\n## ")[:2]) for name, text in pages.items()}
-        pages["derivations.md"] += DERIVE
-    # The sheet moves from docs to the top, and the quotations of code are solutions.
-    texts["README.md"] = re.sub(r"(\]\()(?!#|\w+:)", r"\1docs/", pages["lab_sheet.md"])
-    texts["docs/lab_sheet.zh.md"] = pages["lab_sheet.zh.md"].replace(
-        "(lab_sheet.md", "(../README.md"
-    )
-    texts["docs/derivations.md"] = re.sub(
-        r"```python\n(?s:.*?)```\n\n?", "", pages["derivations.md"]
-    )
+    files = {}
+    for name in CODE:
+        text = with_holes((PROJECT / name).read_text(encoding="utf-8"))
+        if derive:
+            text = re.sub(r",  grad_\w+ = .*?\(\d\.\d\)", "", text)
+        files[name] = text.encode()
+    for name, copy in PAGES.items():
+        text = (PROJECT / name).read_text(encoding="utf-8")
+        if derive:
+            text = "\n## ".join(text.split("\n## ")[:2])
+        if copy == "README.md":
+            text = re.sub(r"(\]\()(?!#|\w+:)", r"\1docs/", text)
+        text = text.replace("(lab_sheet.md", "(../README.md")
+        if copy == "docs/derivations.md":  # which quotes the code to write
+            text = re.sub(r"```python\n(?s:.*?)```\n\n?", "", text) + DERIVE * derive
+        files[copy] = text.encode()
+        for picture in re.findall(r"figures/[\w.]+", text):
+            files[f"docs/{picture}"] = (PROJECT / "docs" / picture).read_bytes()
     requirements = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
-    texts["requirements.txt"] = re.sub("torchvision.*\n", "", requirements)
-    files = {name: text.encode() for name, text in texts.items()}
-    for picture in re.findall(r"\((docs/figures/[^)]+)\)", texts["README.md"]):
-        files[picture] = (PROJECT / picture).read_bytes()
-    for name, path in find_files(Path(data_dir, "MNIST", "raw")).items():
-        content = path.read_bytes()
-        if path.suffix != ".gz":
-            content = gzip.compress(content)
+    files["requirements.txt"] = re.sub("torchvision.*\n", "", requirements).encode()
+    found = find_files(Path(data_dir, "MNIST", "raw"))
+    for name in found.keys() & FILES:
+        content = found[name].read_bytes()
+        if not content.startswith(b"\x1f\x8b"):  # not yet compressed
+            content = gzip.compress(content, 6)  # 9, the default, takes ten times as long
         files[f"data/MNIST/raw/{name}.gz"] = content
     return files
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Write the copy into a new folder."""
     parser = argparse.ArgumentParser(prog="python -m docs.exercise", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="new folder for the copy")
-    words = "leave out the formulas of gradients, for students who derive them"
-    parser.add_argument("--derive", action="store_true", help=words)
+    parser.add_argument("--derive", action="store_true", help="leave out formulas of gradients")
     words = f"folder of the data sets, for a copy with MNIST (default: {DATA_DIR})"
     parser.add_argument("--data-dir", default=DATA_DIR, metavar="DIR", help=words)
     options = parser.parse_args(arguments)

@@ -1,162 +1,143 @@
 """Grade hand-ins of the lab: python -m docs.grade SUBMISSION ... [--output DIR].
 
-A submission is a folder or an archive (.zip, .tar.gz) with numpy_fnn.py and numpy_mnist.py. The
-finished lab's check runs on them, with numbers that nobody knows in advance. A step is worth one
-point, shared by its rows.
+A submission is a folder or an archive (.zip, .tar.gz) with numpy_fnn.py and numpy_mnist.py at any
+depth; of two files of the same name, the shallower counts. The finished lab's check judges them,
+with a secret seed. A step is worth one point, shared by its rows.
 
 This program runs students' code. Limits on time and memory stop accidents, not malice: use a
-container. For Gradescope, let run_autograder call this program on /autograder/submission and copy
-DIR/submission/results.json to /autograder/results.
+container. For Gradescope, run_autograder calls, in the folder of the finished lab:
+  python3 -m docs.grade /autograder/submission --output grades
+  cp grades/submission/results.json /autograder/results/
 """
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import secrets
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from multiprocessing.pool import ThreadPool
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from subprocess import DEVNULL, TimeoutExpired, run
 
 from docs.exercise import PROJECT
 from tests.check import CHECKS
 
-FILES = ("numpy_fnn.py", "numpy_mnist.py")
-ROWS: dict[str, int] = {}  # the result of each row of the check, and its step
+ROWS: dict[str, int] = {}  # the name of each row of the check, and its step
 for number, name, _, results in CHECKS:
     ROWS |= {f"{name} {result}": number for result in results}
-STEPS = sorted(set(ROWS.values()))
-POINTS = {row: 1 / list(ROWS.values()).count(step) for row, step in ROWS.items()}
+STEPS = Counter(ROWS.values())  # the number of rows of each step
 
-# The program of the process that runs a student's code.
+# The program of the process that runs a student's code. It writes a line of JSON for each row.
 CHILD = """
-import json, pathlib, sys
-try:
+import json, os, sys
+sys.path[0] = os.getcwd()  # a student's code may change the folder
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+if sys.platform == "linux":  # other systems have no such limit
     import resource
-    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))  # bytes
-except ImportError:  # Windows has no limit
-    pass
+    resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))  # bytes
 from tests.check import judge
-seed, *steps = map(int, sys.argv[1:])
-verdicts = {result: verdict for _, result, _, _, verdict in judge(steps, seed)}
-pathlib.Path("verdicts.json").write_text(json.dumps(verdicts))
+with open("verdicts", "a") as file:
+    for _, row, _, _, verdict in judge({steps}, {seed}):
+        print(json.dumps([row, verdict]), file=file, flush=True)
 """
 
 
 def collect(submission: Path, folder: Path) -> None:
-    """Copy the student's two files, from any depth of a folder or archive, into `folder`."""
+    """Copy the student's files from a folder, an archive, or archives in a folder."""
     archives = [submission]
-    if submission.is_dir():
-        archives = [path for path in submission.rglob("*") if path.suffix in (".zip", ".gz")]
-    with tempfile.TemporaryDirectory() as unpacked:
-        for archive in archives:
-            shutil.unpack_archive(archive, unpacked)
-        for name in FILES:
-            found = [*submission.rglob(name), *Path(unpacked).rglob(name)]
-            if not found:
-                raise FileNotFoundError(f"{name} is missing")
-            shutil.copy(found[0], folder)
+    if submission.is_dir():  # names that start with a dot are macOS's, and not archives
+        archives = [*submission.rglob("[!.]*.zip"), *submission.rglob("[!.]*.tar.gz")]
+    for archive in archives:
+        shutil.unpack_archive(archive, folder / "unpacked")
+    for name in ("numpy_fnn.py", "numpy_mnist.py"):
+        (folder / name).write_text(f"raise ImportError('{name} is missing')\n")
+        for place in (folder / "unpacked", submission):
+            paths = sorted(place.rglob(name), key=lambda path: (len(path.parts), path))
+            for path in paths[:1]:  # the shallowest
+                shutil.copy(path, folder)
 
 
-def run(folder: Path, steps: Sequence[int], seed: int, seconds: float) -> dict[str, str]:
-    """Return the verdict of each row of these steps, by the check in `folder`."""
-    file = folder / "verdicts.json"
-    file.unlink(missing_ok=True)
-    command = [sys.executable, "-c", CHILD, str(seed), *map(str, steps)]
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-    silent: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    fault = "the process ended"
-    try:
-        subprocess.run(command, cwd=folder, env=environment, timeout=seconds, **silent)
-    except subprocess.TimeoutExpired:
-        fault = f"not finished after {seconds:g} s"
-    if file.exists():
-        return dict(json.loads(file.read_text()))
-    verdicts = {row: fault for row, step in ROWS.items() if step in steps}
-    if len(steps) > 1:  # one process for each step, so that the fault costs only its own
-        for step in steps:
-            verdicts |= run(folder, [step], seed, seconds)
+def judge(folder: Path, seconds: float) -> dict[str, str]:
+    """Return the verdict of each row. If a step ends the process, another runs the later steps."""
+    verdicts: dict[str, str] = {}
+    while len(verdicts) < len(ROWS):
+        steps = {step for row, step in ROWS.items() if row not in verdicts}
+        command = [sys.executable, "-c", CHILD.format(steps=steps, seed=secrets.randbits(32))]
+        try:
+            run(command, cwd=folder, timeout=seconds, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+            fault = "the process ended"
+        except TimeoutExpired:
+            fault = f"not finished after {seconds:g} s"
+        verdicts |= map(json.loads, (folder / "verdicts").read_text().splitlines())
+        missing = [row for row in ROWS if row not in verdicts]
+        verdicts |= {row: fault for row in missing if ROWS[row] == ROWS[missing[0]]}
     return verdicts
 
 
-def grade(submission: Path, seed: int, seconds: float) -> dict[str, str]:
-    """Return the verdict, in one line, of each row of a submission."""
+def grade(submission: Path, seconds: float) -> dict[str, str]:
+    """Return the verdict of each row of a submission, in one line."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        (folder / "tests").mkdir()
-        for file in ("utils.py", "tests/__init__.py", "tests/check.py"):
-            shutil.copy(PROJECT / file, folder / file)
+        shutil.copytree(PROJECT / "tests", folder / "tests")
+        shutil.copy(PROJECT / "utils.py", folder)
         try:
             collect(submission, folder)
+            verdicts = judge(folder, seconds)
         except Exception as error:  # damaged archives raise errors of many kinds
-            return dict.fromkeys(ROWS, f"cannot be read: {error}")
-        verdicts = run(folder, STEPS, seed, seconds)
-        return {row: verdict.partition("\n")[0] for row, verdict in verdicts.items()}
+            verdicts = dict.fromkeys(ROWS, f"cannot be graded: {error}")
+    return {row: verdict.partition("\n")[0][:200] for row, verdict in verdicts.items()}
 
 
-def score(verdicts: dict[str, str], *steps: int) -> float:
-    """Return the points for these steps."""
-    oks = [row for row, verdict in verdicts.items() if verdict == "ok"]
-    return round(sum(POINTS[row] for row in oks if ROWS[row] in steps), 2)
-
-
-def save(graded: dict[str, dict[str, str]], folder: Path) -> None:
-    """Write grades.csv, and for each submission a results.json as Gradescope reads it."""
-    table = [["name", "score", *(f"step {step}" for step in STEPS), "faults"]]
-    for name, verdicts in graded.items():
-        faults = dict.fromkeys(verdict for verdict in verdicts.values() if verdict != "ok")
-        scores = [score(verdicts, *STEPS), *(score(verdicts, step) for step in STEPS)]
-        table.append([name, *map(str, scores), "; ".join(faults)])
+def report(name: str, verdicts: dict[str, str], folder: Path | None) -> None:
+    """Print score and first fault; add a line to grades.csv, write results.json for Gradescope."""
+    oks = Counter(ROWS[row] for row, verdict in verdicts.items() if verdict == "ok")
+    points = [oks[step] / STEPS[step] for step in STEPS]
+    score = round(sum(points), 2)
+    judged = [row for row, verdict in verdicts.items() if not verdict.startswith("not judged")]
+    groups = itertools.groupby(judged, verdicts.get)
+    faults = [f"{next(rows)}: {verdict}" for verdict, rows in groups if verdict != "ok"]
+    print(f"{name}  {score:.2f}/{len(STEPS)}  {''.join(faults[:1])}", flush=True)
+    if folder:
         tests = []
         for row, verdict in verdicts.items():
-            test = {"name": f"{ROWS[row]} {row}", "max_score": POINTS[row], "output": verdict}
-            tests.append(test | {"score": POINTS[row] * (verdict == "ok")})
-        (folder / name).mkdir(parents=True)
-        (folder / name / "results.json").write_text(json.dumps({"tests": tests}, indent=1))
-    with open(folder / "grades.csv", "w", encoding="utf-8-sig", newline="") as file:  # for Excel
-        csv.writer(file).writerows(table)
+            most = round(1 / STEPS[ROWS[row]], 2)
+            earned = most if verdict == "ok" else 0
+            tests.append({"name": row, "score": earned, "max_score": most, "output": verdict})
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "results.json").write_text(json.dumps({"score": score, "tests": tests}))
+        with open(folder / "grades.csv", "a", encoding="utf-8-sig", newline="") as file:
+            table = csv.writer(file)
+            if file.tell() == 0:
+                table.writerow(["name", "score", *(f"step {step}" for step in STEPS), "faults"])
+            table.writerow([name, score, *(round(x, 2) for x in points), "; ".join(faults)])
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Grade the submissions, print a line for each, and save the grades."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("docs.grade", description=__doc__, formatter_class=form)
-    parser.add_argument("submissions", nargs="+", type=Path, metavar="SUBMISSION")
-    words = "new folder for grades.csv and the results.json of each submission"
-    parser.add_argument("--output", type=Path, metavar="DIR", help=words)
-    words = "time limit of a submission, then of each of its steps (default: 20)"
-    parser.add_argument("--seconds", type=float, default=20, metavar="S", help=words)
+def main(arguments: list[str] | None = None) -> None:
+    """Grade the submissions; print a line for each and save its grades."""
+    parser = argparse.ArgumentParser("python -m docs.grade", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("submissions", nargs="+", type=Path, metavar="SUBMISSION")
+    add("--output", type=Path, metavar="DIR", help="new folder for grades.csv and results.json")
+    add("--seconds", type=float, default=20, metavar="S", help="time limit (default: 20)")
     options = parser.parse_args(arguments)
-    paths = [path.resolve() for path in options.submissions]
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing:
-        parser.error(f"not found: {', '.join(missing)}")
-    if options.output:
-        try:
-            options.output.mkdir(parents=True)
-        except OSError as error:
-            parser.error(f"--output must be a new folder: {error}")
-    top = os.path.commonpath([path.parent for path in paths])
-    seed = secrets.randbits(32)
-    graded = {}
     try:
-        with ThreadPool(os.cpu_count()) as pool:
-            results = pool.imap(lambda path: grade(path, seed, options.seconds), paths)
-            for path, verdicts in zip(paths, results, strict=True):
-                name = path.relative_to(top).as_posix()
-                graded[name] = verdicts
-                faults = [f"{row}: {fault}" for row, fault in verdicts.items() if fault != "ok"]
-                points = f"{score(verdicts, *STEPS):.2f}/{len(STEPS)}"
-                print(f"{name}  {points}  {''.join(faults[:1])}", flush=True)
-    except KeyboardInterrupt:
-        print(f"Interrupted: {len(graded)} of {len(paths)} are graded.", file=sys.stderr)
-    if options.output:
-        save(graded, options.output)
+        paths = [path.resolve(strict=True) for path in options.submissions]
+        if options.output:
+            options.output.mkdir(parents=True)
+    except OSError as error:
+        parser.error(f"{error}; submissions must exist, and the folder of --output must not")
+    top = os.path.commonpath([path.parent for path in paths])
+    for i, path in enumerate(paths):
+        try:
+            verdicts = grade(path, options.seconds)
+        except KeyboardInterrupt:
+            sys.exit(f"Interrupted: {i} of {len(paths)} submissions are graded.")
+        report(path.relative_to(top).as_posix(), verdicts, options.output)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""The exercise for students: complete, without solutions, and green step by step as the bodies come back."""
+"""The students' copy: complete, without solutions, and right once it is filled in."""
 
-import ast
-import os
+import gzip
+import inspect
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,221 +10,86 @@ from pathlib import Path
 import pytest
 
 from docs import exercise
-from tests import conftest
-
-MODULES = ("numpy_fnn.py", "numpy_mnist.py")
-GUARDED = {"Matmul.forward", "NumpyLoss.backward", "NumpyModel.optimize", "mini_batch"}
-GUARDED |= {f"{operator}.backward" for operator in ("Matmul", "Relu", "Log", "Softmax")}
-TO_WRITE = GUARDED | {"Relu.forward", "Log.forward", "Softmax.forward", "NumpyModel.backward"}
+from docs.exercise import PROJECT, TO_WRITE, with_holes
+from tests.check import CHECKS
+from utils import FILES
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the exercise in it."""
-    folder = tmp_path_factory.mktemp("exercise") / "course" / "lab"
-    assert exercise.main([str(folder)]) == 0
-    return folder
+def copies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return two copies, the second one to derive in; MNIST's files are small ones."""
+    folder = tmp_path_factory.mktemp("exercise")
+    (folder / "MNIST" / "raw").mkdir(parents=True)
+    for name in FILES:
+        (folder / "MNIST" / "raw" / name).write_text(name)
+    exercise.main([str(folder / "new" / "given"), "--data-dir", str(folder)])
+    exercise.main([str(folder / "derive"), "--data-dir", str(folder), "--derive"])
+    return [folder / "new" / "given", folder / "derive"]
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in the folder, on one thread, as it may share the machine."""
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+def read(copy: Path) -> str:
+    """Return the text of all code and pages."""
+    paths = [path for path in copy.rglob("*") if path.suffix in (".py", ".md")]
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
 
 
-def functions(path: Path) -> dict[str, ast.FunctionDef]:
-    """Return the functions and methods of a module by name."""
-    return dict(exercise.functions(path.read_text(encoding="utf-8")))
+def test_copy_has_every_file_that_a_student_needs(copies: list[Path]) -> None:
+    expected = {"README.md", "requirements.txt", "docs/derivations.md", "docs/lab_sheet.zh.md"}
+    expected |= {*exercise.CODE, *(f"data/MNIST/raw/{name}.gz" for name in FILES)}
+    for copy in copies:
+        paths = {path.relative_to(copy).as_posix() for path in copy.rglob("*.*")}
+        assert {path for path in paths if not path.startswith("docs/figures/")} == expected
+        packages = re.findall("^[a-z-]+", (copy / "requirements.txt").read_text(), re.MULTILINE)
+        assert packages == ["numpy", "matplotlib", "scikit-learn"]
+        for name in FILES:
+            content = (copy / "data" / "MNIST" / "raw" / f"{name}.gz").read_bytes()
+            assert gzip.decompress(content).decode() == name
 
 
-def test_formulas_are_left_out_and_nothing_else(folder: Path) -> None:
-    text = "\n".join(
-        path.read_text(encoding="utf-8")
-        for path in folder.rglob("*")
-        if path.suffix in (".py", ".md")
-    )
-    code = {line.strip() for line in text.splitlines()} | set(re.findall(r"`([^`]+)`", text))
-    assert {name for step in exercise.STEPS.values() for name in step} == TO_WRITE
-    for module in MODULES:
-        original, left = functions(exercise.PROJECT / module), functions(folder / module)
-        assert list(left) == list(original)
-        lines = (exercise.PROJECT / module).read_text(encoding="utf-8").splitlines()
-        removed, rest = len(lines), iter(lines)
-        for line in (folder / module).read_text(encoding="utf-8").splitlines():
-            assert "NotImplementedError" in line or line in rest, line  # in the same order
-            removed -= "NotImplementedError" not in line
-        for name, function in left.items():
-            if name not in TO_WRITE:
-                assert ast.unparse(function) == ast.unparse(original[name])
-                continue
-            *kept, hole = map(ast.unparse, function.body)
-            solution = list(map(ast.unparse, original[name].body))
-            assert kept == solution[: len(kept)]
-            removed -= (original[name].end_lineno or 0) - (
-                original[name].body[len(kept) - 1].end_lineno or 0
-            )
-            numbers = re.findall(r"\(\d\.\d\)", ast.get_docstring(function) or "")
-            assert hole == f"raise NotImplementedError('write {' and '.join(numbers)}')"
-            assert ("raise" in kept[-1] or "check_" in kept[-1]) == (name in GUARDED)
-            for statement in solution[len(kept) :]:
-                assert "raise" not in statement
-                assert "check_" not in statement
-                assert statement.splitlines()[-1].strip() not in code
-        assert removed == 0
+def test_copy_has_no_line_of_a_solution(copies: list[Path]) -> None:
+    for copy in copies:
+        text = "".join(read(copy).split())
+        for function in TO_WRITE:
+            code = inspect.getsource(function)
+            kept, hole, _ = with_holes(code).rpartition("raise NotImplementedError")
+            solution = ["".join(line.split()) for line in code[len(kept) :].splitlines()]
+            assert hole
+            assert not [line for line in solution if line in text and line != ""]
 
 
-def test_no_formula_of_a_gradient_is_left_where_it_is_to_be_derived() -> None:
-    given, derive = (
-        {
-            name: content.decode()
-            for name, content in exercise.exercise(derive).items()
-            if name.endswith((".py", ".md"))
-        }
-        for derive in (False, True)
-    )
-    assert len(re.findall(r"grad_\w = ", given["numpy_fnn.py"])) == 6
-    assert not re.findall(r"grad_\w = ", derive["numpy_fnn.py"])
-    for line in given["numpy_fnn.py"].splitlines():
-        forward, separator, _ = line.partition(",  grad_")
-        assert (forward if separator else line) in derive["numpy_fnn.py"]
-    tags = re.findall(r"\\tag\{(\d\.\d)\}", derive["docs/derivations.md"])
-    assert tags == ["1.1", "2.1", "3.1", "4.1", "5.1", "7.1", "8.1", "9.1"]
-    for name, text in derive.items():
-        assert not re.findall(r"ᵀ G|G W|\.T @|@ W\.T|T ?/ ?N|Y − T", text), name
-    for page in ("README.md", "docs/lab_sheet.zh.md"):
-        assert given[page].startswith(derive[page].rstrip())
-        assert "-k Softmax" in derive[page]
+def test_derive_leaves_out_every_formula_of_a_gradient(copies: list[Path]) -> None:
+    pattern = r"grad_[xwp] = |ᵀ|\^T|T ?/ ?N|G /|\\tag\{[1-6]\.[2-9]|Y − T"
+    given, derive = ({*re.findall(pattern, read(copy))} for copy in copies)
+    assert len(given) > 9, "the pattern must find the formulas"
+    assert not derive
+    assert "Derive" in (copies[1] / "docs" / "derivations.md").read_text(encoding="utf-8")
 
 
-def test_no_page_or_command_names_what_the_copy_lacks(folder: Path) -> None:
-    for page in [folder / "README.md", *folder.glob("docs/*.md")]:
-        text = page.read_text(encoding="utf-8")
-        assert not re.findall(r"\[\w+\.$", text, re.MULTILINE), f"{page.name} has half a sentence"
-        for link in re.findall(r"\]\((?!\w+:|#)([^)#]+)", text):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
-        for module in re.findall(r"-m ((?:docs|tests)[.\w]+)", text):
-            assert (folder / f"{module.replace('.', '/')}.py").exists(), f"{page.name}: -m {module}"
-        for name in re.findall(r"[\w/]+\.\w+", text):
-            here, there = (
-                any((top / parent / name).is_file() for parent in (".", "docs", "tests"))
-                for top in (folder, exercise.PROJECT)
-            )
-            assert here or not there, f"{page.name}: {name}"
+def test_page_names_only_what_the_copy_has(copies: list[Path]) -> None:
+    for copy in copies:
+        for page in [copy / "README.md", *copy.glob("docs/*.md")]:
+            text = page.read_text(encoding="utf-8")
+            for link in re.findall(r"\]\((?!\w+:|#)([^)#]+)", text):
+                assert (page.parent / link).exists(), f"{page}: {link}"
+            for module in re.findall(r"-m ((?:docs|tests)\.\w+)", text):
+                assert (copy / f"{module.replace('.', '/')}.py").exists(), f"{page}: {module}"
 
 
-def test_gradient_check_says_what_is_not_written_yet(folder: Path) -> None:
-    check = run(folder, "-m", "tests.gradient_check")
-    assert (check.returncode, check.stderr) == (1, "")
-    assert re.findall(r"\(\d\.\d\) +(.+)$", check.stdout, re.MULTILINE) == ["not written yet"] * 10
+def test_copy_is_right_once_it_is_filled_in(copies: list[Path]) -> None:
+    rows = sum(len(results) for *_, results in CHECKS)
+    for expected in ("not (?:written yet|judged before y is ok)", "ok"):
+        check = [sys.executable, "-m", "tests.check"]
+        output = subprocess.run(check, cwd=copies[0], capture_output=True, text=True).stdout
+        assert len(re.findall(rf"^\d .* {expected}$", output, re.MULTILINE)) == rows
+        for name in ("numpy_fnn.py", "numpy_mnist.py"):
+            text = (copies[0] / name).read_text(encoding="utf-8")
+            for function in TO_WRITE:
+                code = inspect.getsource(function)
+                text = text.replace(with_holes(code), code)
+            (copies[0] / name).write_text(text, encoding="utf-8")
+            assert text == (PROJECT / name).read_text(encoding="utf-8")
 
 
-# A plugin for pytest: while a test of one step runs, the functions of later steps are not written.
-LATER = """
-import numpy_fnn
-import pytest
-
-
-def missing(*_):
-    raise NotImplementedError("a later step")
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_call(item):
-    own = [i for i, words in enumerate(STEPS) if any(word.lower() in item.name.lower() for word in words.split(" or "))]
-    later = [name for names in list(STEPS.values())[max(own, default=9) + 1 :] for name in names if "." in name]
-    with pytest.MonkeyPatch.context() as patch:
-        for owner, method in (name.split(".") for name in later):
-            patch.setattr(getattr(numpy_fnn, owner), method, missing)
-        yield
-"""
-
-
-def test_tests_need_no_later_step(folder: Path) -> None:
-    pytest_x = (
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "--tb=line",
-        "--strict-markers",
-        "-p",
-        "no:cacheprovider",
-    )
-    tests = re.findall(
-        r"^tests/(\w+)\.py::(.+)$", run(folder, *pytest_x, "--collect-only").stdout, re.MULTILINE
-    )
-    assert {module for module, _ in tests} == {"test_numpy_fnn", "test_numpy_mnist", "test_utils"}
-    words = [step.lower().split(" or ") for step in exercise.STEPS]
-    steps = [
-        [i for i, step in enumerate(words) if any(word in test.lower() for word in step)]
-        for _, test in tests
-    ]
-    assert max(map(len, steps)) == 1  # `-k` of two steps would choose the same test
-    assert [step for (step,) in filter(None, steps)] == sorted(
-        step for (step,) in filter(None, steps)
-    )
-    stopped = run(folder, *pytest_x).stdout
-    assert re.findall(r"^FAILED .*\[.*Matmul.*\]", stopped, re.MULTILINE), stopped
-    assert "NotImplementedError: write (1.1)" in stopped
-    for module in MODULES:  # which the copy is part of: the first test sees that
-        shutil.copy(exercise.PROJECT / module, folder)
-    (folder / "later.py").write_text(f"STEPS = {exercise.STEPS}\n{LATER}", encoding="utf-8")
-    passed = run(folder, *pytest_x, "-p", "later", "-k", f"course or {' or '.join(exercise.STEPS)}")
-    assert passed.returncode == 0, passed.stdout
-    assert run(folder, "-m", "tests.gradient_check").returncode == 0
-
-
-def test_copy_is_whole_or_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refused(folder: Path, *words: str) -> None:
-        with pytest.raises(SystemExit) as caught:
-            exercise.main([str(folder)])
-        assert caught.value.code == 2
-        sentence = capsys.readouterr().err.splitlines()[-1]
-        assert all(word in sentence for word in ("the exercise can't be written: ", *words)), (
-            sentence
-        )
-
-    def write_bytes(path: Path, content: bytes) -> int:
-        if path.name == "utils.py":
-            raise OSError(28, "No space left on device")
-        return write_all(path, content)
-
-    def read_text(path: Path, encoding: str) -> str:
-        return "def f(:" if path.name == "numpy_mnist.py" else path.read_bytes().decode(encoding)
-
-    (tmp_path / "file").touch()
-    (tmp_path / "empty").mkdir()
-    refused(tmp_path, "is not empty")
-    refused(tmp_path / "file", "file")
-    write_all = Path.write_bytes
-    with monkeypatch.context() as full_disk:
-        full_disk.setattr(Path, "write_bytes", write_bytes)
-        refused(tmp_path / "empty", "No space left on device")
-        refused(tmp_path / "new", "No space left on device")
-    with monkeypatch.context() as typing_error:
-        typing_error.setattr(Path, "read_text", read_text)
-        refused(tmp_path / "new", "numpy_mnist.py, line 1")
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "file"]
-    assert exercise.main([str(tmp_path / "empty")]) == 0
-    assert (tmp_path / "empty" / "utils.py").exists()
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit on memory is Linux's")
-def test_test_without_end_is_ended(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(conftest, "SECONDS", 0.2)
-    for body, error in (
-        (lambda: [None for _ in range(10**9)], conftest.WithoutEndError),
-        (lambda: [bytes(2**26) for _ in range(1000)], MemoryError),
-    ):
-        limited = conftest.pytest_runtest_call(request.node)
-        next(limited)
-        with pytest.raises(error):
-            body()
-        next(limited, None)
+def test_folder_that_exists_is_refused(copies: list[Path]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        exercise.main([str(copies[1])])
