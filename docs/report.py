@@ -18,7 +18,7 @@ from utils import WINDOW, moving_average
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.3, "figure.autolayout": True})
+plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.3})
 
 PAGE = Path(__file__).with_name("report.md")
 FIGURES = PAGE.with_name("figures")
@@ -178,7 +178,7 @@ def draw(ax: Any, columns: np.ndarray, per_epoch: int, color: str, **style: Any)
 
 def plot_experiments(runs: Mapping[str, Runs]) -> Any:
     """Draw loss and accuracy of the experiments, and the original's accuracies as marks."""
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7), sharex="col", sharey="row")
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7), sharex="col", sharey="row", layout="tight")
     for number, (upper, lower), color in zip((2, 3, 4), axes.T, COLORS, strict=True):
         name = f"experiment {number}"
         title = "{}\nbatch size {}, learning rate {}".format(name, *SETTINGS[name][1:3])
@@ -198,7 +198,7 @@ def plot_experiments(runs: Mapping[str, Runs]) -> Any:
 
 def plot_batches(runs: Mapping[str, Runs]) -> Any:
     """Draw the loss for two batch sizes and two learning rates."""
-    figure, ax = plt.subplots(figsize=(9, 4.5))
+    figure, ax = plt.subplots(figsize=(9, 4.5), layout="tight")
     lines = {"experiment 2": "-", "experiment 3": "-", "256 at 0.2": ":"}
     for (name, line), color in zip(lines.items(), COLORS, strict=True):
         label = "batch size {}, learning rate {}".format(*SETTINGS[name][1:3])

@@ -23,7 +23,7 @@ FAULTS: dict[Any, tuple[str, str, str]] = {  # a body for each step, its points,
     Softmax.backward: ("__import__('ctypes').string_at(0)", "0.5", "Softmax grad_x: the process"),
     NumpyLoss.backward: ("return input()", "0.0", "EOFError"),
     NumpyModel.backward: ("return [np.empty(10**7) for _ in range(999)]", "0.0", HOARD),
-    mini_batch: ("def f(:", "0.38", "mini_batch sizes: SyntaxError: "),
+    mini_batch: ("def f(:", "0.38", "mini_batch sizes: invalid syntax (numpy_mnist.py"),
 }
 HARMLESS = "import os, sys\nos.chdir('/')\nprint('x' * 10**7)\nassert not sys.argv[1:]\n"
 

@@ -26,7 +26,7 @@ def test_train_run_repeats_the_accuracies_that_the_command_prints(
     digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = "--dataset digits --epoch-number 2 --batch-size 500 --learning-rate 0.05 --seed 3"
-    assert numpy_mnist.main([*options.split(), "--plot", str(tmp_path / "loss.png")]) == 0
+    numpy_mnist.main([*options.split(), "--plot", str(tmp_path / "loss.png")])
     printed = re.findall(r"Accuracy: (\S+)", capsys.readouterr().out)
     _, accuracies = train_run(digits, Setting(2, 500, 0.05), 3)
     assert printed == [f"{accuracy:.4f}" for accuracy in accuracies]
