@@ -227,7 +227,7 @@ def draw_model(axes: Any, model: Any, images: np.ndarray, labels: np.ndarray) ->
     tiles = np.zeros((32, 30, 30))
     tiles[: len(columns), 1:-1, 1:-1] = columns.reshape(-1, 28, 28)
     image = tiles.reshape(4, 8, 30, 30).swapaxes(1, 2).reshape(4 * 30, 8 * 30)
-    limit = abs(image).max() or 1
+    limit = abs(image).max()
     axes["W"].imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
     axes["W"].set_title("Columns of W1 with the largest norm (red: positive)", size=10)
     y_pred = model.forward(images)
