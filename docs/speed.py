@@ -1,8 +1,7 @@
 """Measure how long this lab and other libraries take to train the same network.
 
 `python -m docs.speed` prints the tables of speed.md. Run it while nothing else runs. A whole run
-loads MNIST, trains for three epochs and saves the picture. Its last epoch, with the evaluation, is
-the time from one printed accuracy to the next.
+loads MNIST, trains and saves the picture. An epoch lasts from one printed accuracy to the next.
 """
 
 import argparse
