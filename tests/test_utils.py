@@ -106,6 +106,7 @@ def test_picture_is_saved_of_every_model_in_the_format_of_its_extension(tmp_path
 
 @patch.object(Figure, "savefig", Mock())
 def test_window_is_shown_only_with_an_interactive_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    plt.close("all")
     shown: list[int] = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(len(plt.get_fignums())))
     plot_curve([2.3])
