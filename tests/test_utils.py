@@ -106,14 +106,13 @@ def test_picture_is_saved_of_every_model_in_the_format_of_its_extension(tmp_path
 
 @patch.object(Figure, "savefig", Mock())
 def test_window_is_shown_only_with_an_interactive_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    plt.close("all")
-    shown: list[int] = []
-    monkeypatch.setattr(plt, "show", lambda: shown.append(len(plt.get_fignums())))
+    shown: list[Any] = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
     plot_curve([2.3])
     monkeypatch.setattr(FigureCanvasBase, "required_interactive_framework", "qt")
-    assert shown == []
-    plot_curve([2.3])
-    assert (shown, plt.get_fignums()) == ([1], [])
+    figure = plot_curve([2.3])
+    assert shown == [figure]
+    assert not plt.fignum_exists(figure.number)
 
 
 def test_run_from_a_notebook_needs_no_torch(data_dir: Path, monkeypatch: Any) -> None:
