@@ -5,8 +5,8 @@ gradient of the loss with respect to the operator's output, and returns the grad
 to its inputs. ⊙ is the elementwise product. Numbers such as (1.4) refer to docs/derivations.md.
 
 Operators keep the dtype of their inputs, float32 or float64. They don't copy their inputs, so an
-array must not change between `forward` and `backward`. A wrong shape raises ValueError, and a
-backward before its forward RuntimeError.
+array must not change between `forward` and `backward`. An operator raises ValueError if a shape is
+wrong, and RuntimeError if its `backward` is called before its `forward`.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 
 def check_shape(name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:
-    """Raise ValueError unless `array` has the shape `expected`; NumPy might broadcast it."""
+    """Raise ValueError unless `array` has the shape `expected`, even if NumPy could broadcast."""
     if array.shape != expected:
         raise ValueError(f"{name} has shape {array.shape}, expected {expected}")
 
@@ -26,7 +26,7 @@ class NumpyOp:
     Attributes
     ----------
     memory : dict of str to array
-        What the last `forward` stored for `backward`; "y" is its output.
+        What the last `forward` stored for `backward`; "y" is the output.
     epsilon : float
         The number ε that Log adds to its input, so that its output is finite at 0.
     """
@@ -36,7 +36,7 @@ class NumpyOp:
         self.epsilon = 1e-12
 
     def check_grad(self, grad_y: np.ndarray) -> None:
-        """Raise RuntimeError before the first forward, ValueError if `grad_y` has a wrong shape."""
+        """Raise RuntimeError before any forward, or ValueError if `grad_y` has a wrong shape."""
         name = type(self).__name__
         if not self.memory:
             raise RuntimeError(f"{name}.backward was called before {name}.forward")
@@ -52,7 +52,7 @@ class Matmul(NumpyOp):
     def forward(self, x: np.ndarray, W: np.ndarray) -> np.ndarray:
         """Return y (1.1), shape (N, d'), for x (N, d) and W (d, d')."""
         if x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[0]:
-            raise ValueError(f"Matmul has x {x.shape} and W {W.shape}, expected (N, d) and (d, d')")
+            raise ValueError(f"Matmul got x {x.shape} and W {W.shape}, expected (N, d) and (d, d')")
         y = x @ W
         self.memory = {"x": x, "W": W, "y": y}
         return y
@@ -102,7 +102,7 @@ class Log(NumpyOp):
 
 
 class Softmax(NumpyOp):
-    """Softmax over the last axis, each row shifted by its maximum so that no exponential overflows.
+    """Softmax over the last axis; subtracts the maximum of each row, so that exp cannot overflow.
 
     Y = exp(X − max X) / Σₖ exp(Xₖ − max X)  (4.1),  grad_x = Y ⊙ (G − Σₖ Gₖ Yₖ)  (4.3)
     """
@@ -132,7 +132,7 @@ class NumpyLoss:
     def get_loss(self, pred: np.ndarray, target: np.ndarray) -> float:
         """Return the loss (5.1), in nats per image."""
         if pred.ndim != 2 or len(pred) == 0 or target.shape != pred.shape:
-            raise ValueError(f"pred {pred.shape} and target {target.shape} must be (N, C), N > 0")
+            raise ValueError(f"pred and target must be (N>0, C), got {pred.shape}, {target.shape}")
         # A float64 target would turn every gradient of a float32 model into float64.
         self.target = np.asarray(target, dtype=pred.dtype)
         # np.float64 is a Python float with the method item(), which the course's loop calls.
@@ -153,10 +153,10 @@ class NumpyModel:
     SHAPES : dict
         The shapes (d, d') of the weights. You can change the hidden widths, 256 and 64.
     W1, W2, W3 : array
-        The weights, float32 and uniform in ±1/√d (9.1), drawn with `rng`, a generator or a seed,
-        until you assign others.
+        The weights, float32. They are first drawn uniformly from ±1/√d (9.1) with `rng`, a
+        generator or a seed. You can assign others.
     x1_grad, relu_1_grad, x2_grad, relu_2_grad, x3_grad, softmax_grad, log_grad : array
-        The gradients with respect to the *inputs* of the operators (x1 is matmul_1's).
+        The gradients with respect to the *inputs* of the operators (x1 is the input of matmul_1).
     W1_grad, W2_grad, W3_grad : array
         The gradients with respect to the weights.
     """
@@ -188,7 +188,7 @@ class NumpyModel:
         return self.log.forward(y)
 
     def backward(self, grad_y: np.ndarray, needs_input_grad: bool = True) -> None:
-        """Store every gradient (6.1), for `grad_y` (N, 10); x1_grad is None if not needed."""
+        """Store every gradient (6.1) for `grad_y` (N, 10); x1_grad is None if it is not needed."""
         self.log_grad = self.log.backward(grad_y)
         self.softmax_grad = self.softmax.backward(self.log_grad)
         self.x3_grad, self.W3_grad = self.matmul_3.backward(self.softmax_grad)
@@ -200,11 +200,11 @@ class NumpyModel:
     def optimize(self, learning_rate: float) -> None:
         """Take one step of SGD, W ← W − η grad (7.1), where η is the learning rate.
 
-        New arrays replace the weights; arrays that were assigned to them don't change.
+        The weights become new arrays. An array that you assigned to a weight doesn't change.
         """
         if not hasattr(self, "W1_grad"):
             raise RuntimeError("NumpyModel.optimize was called before NumpyModel.backward")
-        # In this order, NumPy adds in place: an epoch is 3 % shorter than with W − η grad.
+        # NumPy adds in place in this order, so an epoch is 3 % shorter than with W − η grad.
         self.W1 = -learning_rate * self.W1_grad + self.W1
         self.W2 = -learning_rate * self.W2_grad + self.W2
         self.W3 = -learning_rate * self.W3_grad + self.W3

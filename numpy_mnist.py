@@ -35,7 +35,7 @@ class History:
 def as_arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return images (N, ...) and labels (N,) of two arrays, or of a sequence of N pairs.
 
-    Raises ValueError for an empty data set, integer images, or labels that are not (N,).
+    Raises ValueError for an empty data set, integer images, or labels of another shape.
     """
     if len(dataset) == 2 and hasattr(dataset[0], "shape"):
         images, labels = map(np.asarray, dataset)
@@ -45,7 +45,7 @@ def as_arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     if len(images) == 0:
         raise ValueError("the data set must have at least 1 image, got 0")
     if images.dtype.kind != "f":
-        raise ValueError(f"images must be normalized floats, as load_dataset's, got {images.dtype}")
+        raise ValueError(f"images must be floats, as load_dataset returns, got {images.dtype}")
     check_shape("labels", labels, (len(images),))
     return images, labels
 
@@ -57,7 +57,7 @@ def mini_batch(
 
     `dataset` is two arrays, float images (N, ...) and labels (N,), or a sequence of N pairs
     (image, label), such as a torchvision data set. `rng`, a generator or a seed, draws the
-    order; with None, every call draws another one.
+    order. If it is None, every call draws another order.
     """
     images, labels = as_arrays(dataset)
     if batch_size < 1:
@@ -87,8 +87,8 @@ def train(
 ) -> History:
     """Train `model` in place, print the test accuracy after each epoch, and return the history.
 
-    Both sets and `rng` are what `mini_batch` takes. A `history` of yours keeps what was done
-    when an exception ends the run: FloatingPointError if the loss is not finite.
+    Both sets and `rng` are as for `mini_batch`. If the loss is not finite, FloatingPointError is
+    raised. After any exception, the `history` that you passed has the results up to then.
     """
     history = history or History()
     train_images, train_labels = as_arrays(train_set)
@@ -120,11 +120,11 @@ def parse_options(arguments: Sequence[str] | None) -> Namespace:
     add = parser.add_argument
     add("--epoch-number", type=int, default=EPOCH_NUMBER, metavar="N", help="number of epochs")
     add("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help="images in a mini-batch")
-    add("--learning-rate", type=float, default=LEARNING_RATE, metavar="RATE", help="step size")
-    add("--seed", type=int, default=SEED, metavar="N", help="seed of initial weights and shuffles")
-    add("--dataset", choices=DATASETS, default=SUPPRESS, help=f"(default: {DATASET})")
+    add("--learning-rate", type=float, default=LEARNING_RATE, metavar="RATE", help="learning rate")
+    add("--seed", type=int, default=SEED, metavar="N", help="seed of weights and shuffling")
+    add("--dataset", choices=DATASETS, default=SUPPRESS, help=f"data set (default: {DATASET})")
     add("--data-dir", default=DATA_DIR, metavar="DIR", help="folder of the data sets")
-    add("--plot", type=picture_path, default=PLOT, metavar="FILE", help="picture to save")
+    add("--plot", type=picture_path, default=PLOT, metavar="FILE", help="picture file to save")
     options = parser.parse_args(arguments)
     for name, least in (("epoch_number", 1), ("batch_size", 1), ("seed", 0)):
         value = getattr(options, name)

@@ -23,7 +23,7 @@ FILES = (
 )
 WINDOW = 51  # steps of the moving average
 if "inline" in os.environ.get("MPLBACKEND", "") and "IPython" not in sys.modules:
-    os.environ["MPLBACKEND"] = "agg"  # a notebook's backend, which Matplotlib's import might refuse
+    os.environ["MPLBACKEND"] = "agg"  # Matplotlib might refuse a notebook's backend
 
 
 class DataError(Exception):
@@ -42,8 +42,8 @@ class Dataset(NamedTuple):
 def load_dataset(name: str, data_dir: str = "data", fallback: bool = False) -> Dataset:
     """Return one of DATASETS, read from data_dir/name/raw; missing files are downloaded first.
 
-    If the download fails, `fallback` returns the digits instead and says so on stderr. Raises
-    DataError if there is no such data set, its download fails or one of its files is damaged.
+    If the download fails and `fallback` is true, print the reason and return the digits instead.
+    Raises DataError if there is no such data set, the download fails, or a file is damaged.
     """
     if name not in DATASETS:
         raise DataError(f"the data set must be one of {', '.join(DATASETS)}, got {name!r}")
@@ -67,7 +67,7 @@ def load_dataset(name: str, data_dir: str = "data", fallback: bool = False) -> D
 
 
 def find_files(raw: Path) -> dict[str, Path]:
-    """Return the path of each file in `raw`, or in a folder there, by its name in FILES.
+    """Return the paths of the files in `raw` and in its folders, keyed by their names in FILES.
 
     7-Zip and Kaggle write a dot (train-images.idx3-ubyte), and mirrors add .gz.
     """
@@ -81,18 +81,18 @@ def find_files(raw: Path) -> dict[str, Path]:
 def download(name: str, raw: Path, missing: Sequence[str]) -> None:
     """Download a data set with torchvision, which verifies it, and put `missing` into `raw`."""
     print(f"{', '.join(missing)} not found in {raw}: downloading {name}", file=sys.stderr)
-    from torchvision import datasets  # 2.5 s and 400 MB, which a run with its files in place saves
+    from torchvision import datasets  # takes 2.5 s and 400 MB, so only if needed
 
     socket.setdefaulttimeout(10)  # seconds; behind a firewall, torchvision waits for minutes
     raw.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=raw) as folder:  # no half a file is left in `raw`
+    with tempfile.TemporaryDirectory(dir=raw) as folder:  # keeps partial files out of `raw`
         getattr(datasets, name)(folder, download=True)
         for file in missing:
             Path(folder, name, "raw", file).replace(raw / file)
 
 
 def read_images(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return normalized images (N, 28, 28) and labels (N,) of two IDX files; raise DataError."""
+    """Return normalized images (N, 28, 28) and labels (N,) of two IDX files, or raise DataError."""
     images = read_idx(images_path, 28, 28)
     labels = read_idx(labels_path)
     if len(labels) != len(images) or labels.max() > 9:
@@ -105,7 +105,7 @@ def read_idx(path: Path, *shape: int) -> np.ndarray:
     """Return the uint8 array (N, *shape) of an IDX file; raise DataError if it is damaged."""
     try:
         content = path.read_bytes()
-        if content.startswith(b"\x1f\x8b"):  # compressed, whatever its name
+        if content.startswith(b"\x1f\x8b"):  # compressed, whatever the file's name
             content = gzip.decompress(content)
         # The header has 2048 plus the number of axes, then the length of each axis.
         magic, count, *sizes = np.frombuffer(content, ">u4", 2 + len(shape)).tolist()
@@ -121,7 +121,7 @@ def load_digits() -> Dataset:
     """Return scikit-learn's digits (8, 8), each pixel enlarged 3×3, in a frame of two pixels.
 
     The first 1,500 digits, in all 25 shifts of −2 to 2 pixels, form the training set. The last
-    297, by other writers, form the test set.
+    297, by other writers, form the test set. The shifts move only background around the edge.
     """
     from sklearn import datasets
 
@@ -129,7 +129,6 @@ def load_digits() -> Dataset:
     images = digits.reshape(-1, 8, 8).repeat(3, axis=1).repeat(3, axis=2)
     images = normalize(np.pad(images * (255 / 16), ((0, 0), (2, 2), (2, 2))))
     labels = labels.astype(np.uint8)
-    # The frame is as wide as the shifts: what np.roll moves around the edge is background.
     shifts = list(product(range(-2, 3), repeat=2))
     train_images = np.concatenate([np.roll(images[:1500], shift, axis=(1, 2)) for shift in shifts])
     train_labels = np.tile(labels[:1500], len(shifts))
@@ -138,7 +137,7 @@ def load_digits() -> Dataset:
 
 
 def normalize(images: np.ndarray) -> np.ndarray:
-    """Return (p / 255 − 0.1307) / 0.3081, float32, for pixels p from 0 to 255, as torchvision."""
+    """Return (p / 255 − 0.1307) / 0.3081, float32, of pixels p (0 to 255), as torchvision does."""
     pixels = images.astype(np.float32)
     pixels /= 255  # in place, which takes half the time of a single expression
     pixels -= 0.1307
@@ -152,7 +151,7 @@ def one_hot(labels: Any, classes: int = 10) -> np.ndarray:
     targets = labels[..., None] == np.arange(classes)
     if labels.ndim != 1 or targets.sum() != len(labels):
         got = f"{labels.min()} to {labels.max()} in shape {labels.shape}"
-        raise ValueError(f"labels must be integers from 0 to {classes - 1} in (N,), got {got}")
+        raise ValueError(f"labels must be integers from 0 to {classes - 1} as (N,), got {got}")
     return targets.astype(np.float32)
 
 
@@ -176,7 +175,7 @@ def picture_path(path: str) -> str:
     return path
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a run that diverged has a picture, too
+@np.errstate(over="ignore", invalid="ignore")  # a diverged run has a picture, too
 def plot_curve(
     losses: Sequence[float],
     accuracies: Sequence[float] = (),
@@ -188,9 +187,9 @@ def plot_curve(
 ) -> Any:
     """Save a picture of a run, show it if there is a display, and return the closed figure.
 
-    For a `model` and a `test_set` (images, labels), it also shows weights and mistakes.
+    With a `model` and a `test_set` (images, labels), the picture also shows weights and mistakes.
     """
-    import matplotlib.pyplot as plt  # 0.4 s, which a program that only loads data saves
+    import matplotlib.pyplot as plt  # takes 0.4 s, so only if needed
 
     layout = "LLLL.AAAA\nWWWW.0123\nWWWW.4567"  # loss, accuracy, weights, eight mistakes
     margins = {"left": 0.06, "right": 0.98, "top": 0.92, "bottom": 0.01, "hspace": 0.4}
@@ -222,7 +221,7 @@ def plot_curve(
 
 
 def draw_model(axes: Any, model: Any, images: np.ndarray, labels: np.ndarray) -> None:
-    """Draw 32 columns of W1, those with the largest norm, and eight mistakes on test images."""
+    """Draw the 32 columns of W1 with the largest norm, and the eight most certain mistakes."""
     columns = model.W1[:784, np.argsort(-np.linalg.norm(model.W1, axis=0))[:32]].T
     tiles = np.zeros((32, 30, 30))
     tiles[: len(columns), 1:-1, 1:-1] = columns.reshape(-1, 28, 28)
