@@ -120,7 +120,7 @@ def parse_options(arguments: Sequence[str] | None) -> Namespace:
     add = parser.add_argument
     add("--epoch-number", type=int, default=EPOCH_NUMBER, metavar="N", help="number of epochs")
     add("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help="images in a mini-batch")
-    add("--learning-rate", type=float, default=LEARNING_RATE, metavar="RATE", help="learning rate")
+    add("--learning-rate", type=float, default=LEARNING_RATE, metavar="RATE", help="step size")
     add("--seed", type=int, default=SEED, metavar="N", help="seed of weights and shuffling")
     add("--dataset", choices=DATASETS, default=SUPPRESS, help=f"data set (default: {DATASET})")
     add("--data-dir", default=DATA_DIR, metavar="DIR", help="folder of the data sets")

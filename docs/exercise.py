@@ -12,7 +12,7 @@ from utils import FILES, find_files
 
 PROJECT = Path(__file__).resolve().parents[1]
 CODE = ("numpy_fnn.py", "numpy_mnist.py", "utils.py", "tests/__init__.py", "tests/check.py")
-PAGES = {  # and their paths in the copy
+PAGES = {  # each page, and its path in the copy
     "docs/lab_sheet.md": "README.md",
     "docs/lab_sheet.zh.md": "docs/lab_sheet.zh.md",
     "docs/derivations.md": "docs/derivations.md",
@@ -23,16 +23,16 @@ TO_WRITE = (
     *(NumpyModel.backward, NumpyModel.optimize, mini_batch),
 )
 DERIVE = """
-Derive the gradients of the loss with the chain rule: with respect to both inputs of Matmul, to the
-inputs of Relu, Log and Softmax, and to the log-probabilities. Then chain them through the model.
+Derive the gradients of the loss with respect to both inputs of Matmul, to the inputs of Relu, Log
+and Softmax, and to the log-probabilities. Then use the chain rule in NumpyModel.backward.
 """
 
 
 def with_holes(source: str) -> str:
-    """Return a module's source in which each function TO_WRITE ends after its last check."""
+    """Return a module's source in which every function of TO_WRITE ends after its last check."""
     for function in TO_WRITE:
         code = inspect.getsource(function)
-        # Up to the last line that ends the docstring, raises an error or calls check_grad.
+        # Keep all up to the last line that ends the docstring, raises or calls check_grad.
         kept = re.findall(r'(?s)^.*(?:"""|raise \w[^\n]+|check_grad[^\n]+)\n', code)[0]
         indent = re.findall(r'^( +)"""', code, re.MULTILINE)[0]
         hole = f'{indent}raise NotImplementedError("write {function.__qualname__}")\n'
@@ -41,7 +41,7 @@ def with_holes(source: str) -> str:
 
 
 def exercise(derive: bool, data_dir: str) -> dict[str, bytes]:
-    """Return the files of the copy by their paths; with `derive`, without gradients' formulas."""
+    """Return the files of the copy, keyed by path; `derive` leaves out formulas of gradients."""
     files = {}
     for name in CODE:
         text = with_holes((PROJECT / name).read_text(encoding="utf-8"))
@@ -55,7 +55,7 @@ def exercise(derive: bool, data_dir: str) -> dict[str, bytes]:
         if copy == "README.md":
             text = re.sub(r"(\]\()(?!#|\w+:)", r"\1docs/", text)
         text = text.replace("(lab_sheet.md", "(../README.md")
-        if copy == "docs/derivations.md":  # which quotes the code to write
+        if copy == "docs/derivations.md":  # this page quotes solutions
             text = re.sub(r"```python\n(?s:.*?)```\n\n?", "", text) + DERIVE * derive
         files[copy] = text.encode()
         for picture in re.findall(r"figures/[\w.]+", text):
@@ -75,8 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Write the copy into a new folder."""
     parser = argparse.ArgumentParser(prog="python -m docs.exercise", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="new folder for the copy")
-    parser.add_argument("--derive", action="store_true", help="leave out formulas of gradients")
-    words = f"folder of the data sets, for a copy with MNIST (default: {DATA_DIR})"
+    parser.add_argument("--derive", action="store_true", help="leave out gradients' formulas")
+    words = f"folder of the data sets, from which MNIST is copied (default: {DATA_DIR})"
     parser.add_argument("--data-dir", default=DATA_DIR, metavar="DIR", help=words)
     options = parser.parse_args(arguments)
     files = exercise(options.derive, options.data_dir)

@@ -1,11 +1,11 @@
-"""Grade hand-ins of the lab: python -m docs.grade SUBMISSION ... [--output DIR].
+"""Grade students' submissions with the finished lab's check and a secret seed.
 
 A submission is a folder or an archive (.zip, .tar.gz) with numpy_fnn.py and numpy_mnist.py at any
-depth; of two files of the same name, the shallower counts. The finished lab's check judges them,
-with a secret seed. A step is worth one point, shared by its rows.
+depth. If there are several files of one name, the one that is least deep counts. Each step is
+worth one point, shared equally by its rows.
 
-This program runs students' code. Limits on time and memory stop accidents, not malice: use a
-container. For Gradescope, run_autograder calls, in the folder of the finished lab:
+This program runs students' code in a process with limits on time and memory. These limits do not
+stop malice, so use a container. On Gradescope, let run_autograder do this in the finished lab:
   python3 -m docs.grade /autograder/submission --output grades
   cp grades/submission/results.json /autograder/results/
 """
@@ -31,10 +31,10 @@ for number, name, _, results in CHECKS:
     ROWS |= {f"{name} {result}": number for result in results}
 STEPS = Counter(ROWS.values())  # the number of rows of each step
 
-# The program of the process that runs a student's code. It writes a line of JSON for each row.
+# This program runs a student's code in its own process. It writes a line of JSON for each row.
 CHILD = """
 import json, os, sys
-sys.path[0] = os.getcwd()  # a student's code may change the folder
+sys.path[0] = os.getcwd()  # a student's code may change the current folder
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 if sys.platform == "linux":  # other systems have no such limit
     import resource
@@ -49,7 +49,7 @@ with open("verdicts", "a") as file:
 def collect(submission: Path, folder: Path) -> None:
     """Copy the student's files from a folder, an archive, or archives in a folder."""
     archives = [submission]
-    if submission.is_dir():  # names that start with a dot are macOS's, and not archives
+    if submission.is_dir():  # macOS adds files .* that are not archives
         archives = [*submission.rglob("[!.]*.zip"), *submission.rglob("[!.]*.tar.gz")]
     for archive in archives:
         shutil.unpack_archive(archive, folder / "unpacked")
@@ -62,7 +62,7 @@ def collect(submission: Path, folder: Path) -> None:
 
 
 def judge(folder: Path, seconds: float) -> dict[str, str]:
-    """Return the verdict of each row. If a step ends the process, another runs the later steps."""
+    """Return the verdict of each row. If a step ends its process, a new one runs the rest."""
     verdicts: dict[str, str] = {}
     while len(verdicts) < len(ROWS):
         steps = {step for row, step in ROWS.items() if row not in verdicts}
@@ -79,7 +79,7 @@ def judge(folder: Path, seconds: float) -> dict[str, str]:
 
 
 def grade(submission: Path, seconds: float) -> dict[str, str]:
-    """Return the verdict of each row of a submission, in one line."""
+    """Return the verdict of each row of a submission, each verdict in one line."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         shutil.copytree(PROJECT / "tests", folder / "tests")
@@ -93,7 +93,7 @@ def grade(submission: Path, seconds: float) -> dict[str, str]:
 
 
 def report(name: str, verdicts: dict[str, str], folder: Path | None) -> None:
-    """Print score and first fault; add a line to grades.csv, write results.json for Gradescope."""
+    """Print the score and the first fault; in `folder`, save results.json and extend grades.csv."""
     oks = Counter(ROWS[row] for row, verdict in verdicts.items() if verdict == "ok")
     points = [oks[step] / STEPS[step] for step in STEPS]
     score = round(sum(points), 2)
@@ -121,16 +121,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m docs.grade", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("submissions", nargs="+", type=Path, metavar="SUBMISSION")
+    add("submissions", nargs="+", type=Path, metavar="SUBMISSION", help="folder or archive")
     add("--output", type=Path, metavar="DIR", help="new folder for grades.csv and results.json")
-    add("--seconds", type=float, default=20, metavar="S", help="time limit (default: 20)")
+    add("--seconds", type=float, default=20, metavar="S", help="seconds per process (default: 20)")
     options = parser.parse_args(arguments)
     try:
         paths = [path.resolve(strict=True) for path in options.submissions]
         if options.output:
             options.output.mkdir(parents=True)
     except OSError as error:
-        parser.error(f"{error}; submissions must exist, and the folder of --output must not")
+        parser.error(f"{error}; submissions must exist, and the folder of --output must be new")
     top = os.path.commonpath([path.parent for path in paths])
     for i, path in enumerate(paths):
         try:

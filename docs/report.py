@@ -1,6 +1,6 @@
-"""Fill in the numbers of report.md and draw its figures: python -m docs.report.
+"""Fill in the numbers of report.md and draw its figures.
 
-It reads the file that docs.runs has written. Arrays of runs have a column for each seed.
+This program reads the file that docs.runs saved. Arrays of runs have a column for each seed.
 """
 
 import math
@@ -57,7 +57,7 @@ class Runs(NamedTuple):
         return (self.averages < level).argmax(axis=0) / self.epoch_steps
 
     def fluctuation(self, first: int, last: int) -> np.ndarray:
-        """Return the fluctuation from a first to a last epoch, which are counted from 1."""
+        """Return the fluctuation from epoch `first` to epoch `last`, counted from 1."""
         deviations = self.losses - self.averages
         return deviations[(first - 1) * self.epoch_steps : last * self.epoch_steps].std(axis=0)
 
@@ -70,7 +70,7 @@ class Runs(NamedTuple):
 
 
 def spread(values: np.ndarray, form: str = ".4f") -> str:
-    """Return median and range."""
+    """Return the median and the range of the values, as text."""
     return f"{np.median(values):{form}} ({values.min():{form}} to {values.max():{form}})"
 
 
@@ -131,7 +131,7 @@ def quantity_table(runs: Mapping[str, Runs]) -> str:
 
 
 def accuracy_table(runs: Mapping[str, Runs]) -> str:
-    """Return the table of accuracies, the original's bold if outside the range of the runs'."""
+    """Return the table of accuracies; the original's are bold if outside the range of the runs."""
     columns = [["after epoch", *map(str, range(1, EPOCHS + 1))]]
     for number, original in ORIGINAL.items():
         name = f"experiment {max(number, 2)}"  # experiment 1 is the beginning of experiment 2
@@ -147,7 +147,7 @@ def accuracy_table(runs: Mapping[str, Runs]) -> str:
 
 
 def contents(runs: Mapping[str, Runs]) -> dict[str, str]:
-    """Return what stands between the marks of the page."""
+    """Return the text to fill in at each mark of the page."""
     accuracies = runs["experiment 2"].accuracies
     seeds = accuracies.shape[1]
     losses = runs["experiment 4"].losses
@@ -169,7 +169,7 @@ def contents(runs: Mapping[str, Runs]) -> dict[str, str]:
 
 
 def draw(ax: Any, columns: np.ndarray, per_epoch: int, color: str, **style: Any) -> None:
-    """Draw a thin line for every seed, and a thick one for their median, against epochs."""
+    """Draw a thin line for each seed, and a thick line for their median, over the epochs."""
     epochs = np.arange(1, len(columns) + 1) / per_epoch
     ax.plot(epochs, columns, color=color, alpha=0.3, linewidth=0.5)
     ax.plot(epochs, np.median(columns, axis=1), color=color, linewidth=2, zorder=3, **style)

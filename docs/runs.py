@@ -1,7 +1,7 @@
-"""Train the networks that report.md compares: python -m docs.runs [--help].
+"""Train the networks that report.md compares, and save their losses and accuracies.
 
-Each run is one of numpy_mnist.py, in a process with one thread. One file, which docs.report reads,
-keeps the losses and accuracies of all runs, in arrays with a column for each seed.
+Each run trains as numpy_mnist.py does, in a process with one thread. The program saves all runs
+in docs/runs.npz, in arrays with a column for each seed. docs.report reads this file.
 """
 
 import argparse
@@ -47,7 +47,7 @@ SETTINGS = {
 
 
 class OriginalSoftmax(Softmax):
-    """Softmax without the shift by the row's maximum. An exponential that overflows makes NaN."""
+    """Softmax without the shift by the row's maximum. If an exponential overflows, y is NaN."""
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Return y, shaped like x."""
@@ -65,7 +65,7 @@ class OriginalLog(Log):
 
 
 def train_run(dataset: Dataset, setting: Setting, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Train as numpy_mnist.py does; return all steps' losses and all epochs' test accuracies.
+    """Train as numpy_mnist.py does, and return a loss per step and a test accuracy per epoch.
 
     If the loss becomes NaN, the run ends, and the rest of both arrays is NaN.
     """
@@ -87,7 +87,7 @@ def train_run(dataset: Dataset, setting: Setting, seed: int) -> tuple[np.ndarray
 
 
 def machine() -> str:
-    """Return what the digits of a run depend on besides code, data and seed."""
+    """Return the versions and kernels on which the last digits of a run depend."""
     libraries = threadpoolctl.threadpool_info()
     kernels = " and ".join(str(library.get("architecture")) for library in libraries)
     return f"Python {platform.python_version()}, NumPy {np.__version__}, kernels for {kernels}"
@@ -96,8 +96,8 @@ def machine() -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train every setting with every seed, in two processes, and write the file."""
     parser = argparse.ArgumentParser(prog="python -m docs.runs", description=__doc__)
-    parser.add_argument("--data-dir", default=DATA_DIR, help="default: %(default)s")
-    parser.add_argument("--seeds", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--data-dir", default=DATA_DIR, metavar="DIR", help="folder of data sets")
+    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="number (default: 20)")
     options = parser.parse_args(arguments)
     dataset = load_dataset("MNIST", options.data_dir)
     arrays: dict[str, Any] = {"machine": machine()}

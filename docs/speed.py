@@ -1,7 +1,12 @@
 """Measure how long this lab and other libraries take to train the same network.
 
 `python -m docs.speed` prints the tables of speed.md. Run it while nothing else runs. A whole run
+<<<<<<< HEAD
 loads MNIST, trains and saves the picture. An epoch lasts from one printed accuracy to the next.
+=======
+loads MNIST, trains for three epochs and saves the picture. The time of the last epoch, which
+includes the evaluation, is the time between the last two printed accuracies.
+>>>>>>> t7
 """
 
 import argparse
@@ -50,7 +55,7 @@ def torch_eager(model: NumpyModel, x: Any, y: Any, images: Any) -> Any:
 
 
 def jax_jitted(model: NumpyModel, x: Any, y: Any, images: Any) -> Any:
-    """Train with JAX, the whole step jitted."""
+    """Train with JAX, which compiles the whole step."""
     import jax
 
     weights: Any = [model.W1, model.W2, model.W3]
@@ -104,13 +109,13 @@ CONTENDERS["matrix products only"] = matrix_products
 
 
 def run(name: str, data_dir: str) -> None:
-    """Do with a contender what numpy_mnist.py does."""
+    """Train a contender and save the picture, as numpy_mnist.py does."""
     _, (x, y), (x_test, y_test), _ = load_dataset("MNIST", data_dir)
     images = np.concatenate([x_test, x[:10000]]).reshape(-1, 784)
     labels = np.concatenate([y_test, y[:10000]])
     step, predict = CONTENDERS[name](NumpyModel(SEED), x.reshape(-1, 784), y, images)
-    size = len(y) if name == "scikit-learn" else BATCH_SIZE  # it makes its own batches
-    indices = (np.zeros(len(y)), np.arange(len(y)))  # in the place of images and labels
+    size = len(y) if name == "scikit-learn" else BATCH_SIZE  # which makes its own batches
+    indices = (np.zeros(len(y)), np.arange(len(y)))  # instead of images and labels
     rng = np.random.default_rng(SEED)
     losses = []
     accuracies = []
@@ -122,7 +127,7 @@ def run(name: str, data_dir: str) -> None:
 
 
 def measure(name: str, data_dir: str, busy: int, settings: dict[str, str]) -> tuple[float, float]:
-    """Return the seconds of a run beside `busy` other processes, and those of its last epoch."""
+    """Return the seconds of a run and of its last epoch, while `busy` other processes run."""
     command = [sys.executable, "-c", f"from docs.speed import run; run{(name, data_dir)}"]
     if name == LAB:
         command[1:] = [LAB, "--dataset=MNIST", "--data-dir", data_dir, "--plot", PICTURE]
@@ -144,9 +149,9 @@ def main() -> None:
     from tqdm import tqdm  # here, so that no contender waits for it
 
     parser = argparse.ArgumentParser(prog="python -m docs.speed", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each cell")
-    parser.add_argument("--busy", type=int, default=0, help="measure beside N busy processes, too")
-    parser.add_argument("--data-dir", default=DATA_DIR, help="where MNIST is")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="runs per cell")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="also beside N processes")
+    parser.add_argument("--data-dir", default=DATA_DIR, metavar="DIR", help="folder of data sets")
     options = parser.parse_args()
     np.show_runtime()
     names = [LAB, *(name for name in CONTENDERS if name != "JAX" or util.find_spec("jax"))]

@@ -1,4 +1,4 @@
-"""Check the steps of the lab sheet with NumPy only: python -m tests.check [STEP ...].
+"""Check the code that students write in the steps of the lab sheet. It needs only NumPy.
 
 Outputs are compared with their formula in plain Python, and gradients with central differences of
 that formula. NumpyModel.backward runs with stand-ins for the operators, so steps are independent.
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-TOLERANCE = 1e-4  # of relative errors; those of a right result, from rounding, are below 1e-5
+TOLERANCE = 1e-4  # for relative errors; rounding causes errors below 1e-5
 
 Case = tuple[Any, np.ndarray, Any]  # your array, the expected one, and the input to show or None
 
@@ -54,7 +54,7 @@ def numerical_gradient(name: str, inputs: list[np.ndarray], i: int, grad_y: Any)
     for index in np.ndindex(x.shape):
         below = np.zeros(x.shape)
         below[index] = 1e-6 * (abs(x[index]) + 1e-12)
-        above = below * (x != 0)  # at 0, only below: Relu's derivative at 0 is 0, by (2.3)
+        above = below * (x != 0)  # at 0, use only the left side, since (2.3) gives Relu 0 there
         high = evaluate(name, [*inputs[:i], x + above, *inputs[i + 1 :]])
         low = evaluate(name, [*inputs[:i], x - below, *inputs[i + 1 :]])
         gradient[index] = (grad_y * (high - low)).sum() / (above + below)[index]
@@ -88,14 +88,14 @@ def draw_inputs(name: str, rng: np.random.Generator, n: int) -> list[np.ndarray]
         x[0, :2] = [0, 1e-13]
     if name == "Log":
         x = abs(x)
-    if name == "Softmax":  # no number that is subtracted from the whole array fits all rows
+    if name == "Softmax":  # so that subtracting one number from the whole array fails
         x += np.array([[5], [300], [1000], [30]], np.float32)[:n]
     return [read_only(x)]
 
 
 def check_operator(name: str, result: str, rng: np.random.Generator) -> Iterator[Case]:
-    """Yield the cases of "y", "grad_x" or "grad_w", for three batches in one object."""
-    operator = getattr(import_module("numpy_fnn"), name)  # now: a file may have a syntax error
+    """Yield the cases of "y", "grad_x" or "grad_w", for three batches with the same object."""
+    operator = getattr(import_module("numpy_fnn"), name)  # here, since the import may fail
     op = operator()
     for batch, n in enumerate([4, 4, 2]):
         inputs = draw_inputs(name, rng, n)
@@ -107,19 +107,19 @@ def check_operator(name: str, result: str, rng: np.random.Generator) -> Iterator
             require("y" in op.memory, 'forward must store y in self.memory["y"]')
             continue
         if batch > 0:
-            operator().forward(*draw_inputs(name, rng, n))  # must not change what op stored
+            operator().forward(*draw_inputs(name, rng, n))  # must not change op.memory
         grad_y = draw(rng, *y.shape)
         grads = op.backward(grad_y)
         if len(inputs) == 1:
             grads = [grads]
-        require(isinstance(grads, tuple | list), "backward must return two, (grad_x, grad_w)")
+        require(isinstance(grads, tuple | list), "backward must return two arrays, grad_x, grad_w")
         i = ["grad_x", "grad_w"].index(result)
         yield grads[i], numerical_gradient(name, inputs, i, grad_y), shown
         grads[i].setflags(write=False)
 
 
 def check_loss(name: str, _: str, rng: np.random.Generator) -> Iterator[Case]:
-    """Yield the cases of grad_p, for two batches in one object."""
+    """Yield the cases of grad_p, for two batches with the same object."""
     numpy_loss = import_module("numpy_fnn").NumpyLoss()
     for n in (4, 2):
         inputs = [draw(rng, n, 3), read_only(np.eye(3)[rng.integers(0, 3, n)])]
@@ -127,7 +127,7 @@ def check_loss(name: str, _: str, rng: np.random.Generator) -> Iterator[Case]:
         yield numpy_loss.backward(), numerical_gradient(name, inputs, 0, 1), inputs[1]
 
 
-# For each operator, the last first: the gradient that it gets, and the gradients that it returns.
+# The gradients that each operator's backward gets (first) and returns, from the last operator on.
 WIRING = {
     "log": ["grad_y", "log_grad"],
     "softmax": ["log_grad", "softmax_grad"],
@@ -146,7 +146,7 @@ def stand_in(got: Any, op: str, grads: list[Any], grad_y: Any, *_: Any, **__: An
 
 
 def check_wiring(_: str, operator: str, rng: np.random.Generator) -> None:
-    """Raise ValueError if an operator gets a wrong gradient, or if what it returns is not kept."""
+    """Raise ValueError if an operator gets a wrong gradient or its own gradients are not stored."""
     model = import_module("numpy_fnn").NumpyModel()
     arrays = {name: draw(rng, 2, 2) for name in itertools.chain(*WIRING.values())}
     model.W1 = model.W2 = model.W3 = arrays["grad_y"]  # of the shape of all gradients
@@ -179,20 +179,20 @@ def check_optimize(_: str, weight: str, rng: np.random.Generator) -> Iterator[Ca
 
 
 def check_mini_batch(_: str, result: str, rng: np.random.Generator) -> None:
-    """Raise ValueError if mini-batches of 23 images are not as they must be."""
+    """Raise ValueError if the mini-batches of 23 images break the rule that `result` names."""
     mini_batch = import_module("numpy_mnist").mini_batch
     labels = np.frombuffer(bytes(range(23)), np.uint8)  # read-only
     images = read_only(labels.repeat(2).reshape(23, 2, 1))  # each image consists of its label
     seed = int(rng.integers(1000))
 
     def order(rng: Any, batch_size: int = 5) -> list[list[int]]:
-        batches = mini_batch((images, labels), batch_size, rng) or []  # maybe without end
+        batches = mini_batch((images, labels), batch_size, rng) or []  # perhaps endless
         return [np.ravel(batch[-1]).tolist() for batch in itertools.islice(batches, 9)]
 
     if result == "sizes":
         sizes = [[len(batch) for batch in order(seed, size)] for size in (5, 23, 99)]
         right = sizes == [[5, 5, 5, 5, 3], [23], [23]]
-        words = f"with batch_size 5, 23 and 99, 23 images come in batches of {sizes}"
+        words = f"batch_size 5, 23, 99 must give [5, 5, 5, 5, 3], [23], [23], got {sizes}"
     elif result == "images":
         batches = itertools.islice(mini_batch((images, labels), 5, rng), 9)
         x, y = map(np.concatenate, zip(*batches, strict=True))
@@ -205,19 +205,19 @@ def check_mini_batch(_: str, result: str, rng: np.random.Generator) -> None:
         words = "the images must be shuffled over the whole data set, not only within batches"
     elif result == "seed":
         right = order(seed) == order(seed) != order(seed + 1)
-        words = "a seed must give the same order twice, and another seed another order"
+        words = "a seed must always give the same order, and another seed must give another order"
     else:
         one = np.random.default_rng(seed)
         same = np.random.default_rng(seed)
         right = order(one) == order(same) != order(one) and order(None) != order(None)
-        words = "a generator must decide the order; its next order, and each of None, must differ"
+        words = "a generator must decide the order; a second call, also with None, must change it"
     require(right, words)
 
 
 MINI_BATCH = ("sizes", "images", "shuffle", "seed", "rng")
 
-# Step, name, check, and its results with the numbers of their formulas. A new operator needs its
-# row here, such as (8, "Tanh", check_operator, {"y": "10.1", "grad_x": "10.2"}), and a formula.
+# Each row has a step, a name, a check, and its results with their formula numbers. A new operator
+# needs a row, such as (8, "Tanh", check_operator, {"y": "10.1", "grad_x": "10.2"}), and a formula.
 CHECKS: list[tuple[int, str, Callable[..., Any], dict[str, str]]] = [
     (1, "Matmul", check_operator, {"y": "1.1", "grad_x": "1.4", "grad_w": "1.5"}),
     (2, "Relu", check_operator, {"y": "2.1", "grad_x": "2.4"}),
@@ -236,7 +236,7 @@ def relative_errors(yours: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def wrong(result: str, yours: np.ndarray, expected: np.ndarray, shown: Any) -> str:
-    """Return the factor, if there is one, and the matrices side by side, with stars."""
+    """Return "WRONG", the factor if there is one, and the matrices with a star at wrong numbers."""
     verdict = "WRONG"
     factor = (yours * expected).sum() / (expected**2).sum()
     if relative_errors(yours, factor * expected).max() < TOLERANCE:
@@ -260,7 +260,7 @@ def compare(result: str, cases: Iterable[Case] | None) -> tuple[str, str]:
         require((yours.dtype, yours.shape) == (np.float32, expected.shape), words)
         error = relative_errors(yours, expected).max()
         if not error < TOLERANCE:  # true for NaN, too
-            later = " only after another batch, or beside another object" if batch else ""
+            later = " only after another batch or with two objects" if batch else ""
             verdict = wrong(result, yours, expected, shown).replace("WRONG", f"WRONG{later}")
             return f"{error:.1e}", verdict
         largest = max(largest, error)
@@ -268,7 +268,7 @@ def compare(result: str, cases: Iterable[Case] | None) -> tuple[str, str]:
 
 
 def sentence(error: Exception) -> str:
-    """Return what an exception says, and in which line of yours it was raised."""
+    """Return the message of an exception, and the line of the student's code that raised it."""
     if isinstance(error, NotImplementedError):
         return "not written yet"
     place = ""
@@ -300,8 +300,8 @@ def judge(steps: Sequence[int], seed: int) -> Iterator[tuple[int, str, str, str,
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, and return the exit code: 0 if every row is ok, else 1."""
     parser = argparse.ArgumentParser(prog="python -m tests.check", description=__doc__)
-    parser.add_argument("steps", nargs="*", type=int, default=range(99), metavar="STEP")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the numbers")
+    parser.add_argument("steps", nargs="*", type=int, default=range(99), help="default: all seven")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the inputs")
     options = parser.parse_args(arguments)
     print("step  result               formula  relative error  verdict")
     verdicts: list[str] = []

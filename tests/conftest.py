@@ -1,4 +1,4 @@
-"""One thread and no windows for the tests, and their data sets."""
+"""Run the tests with one thread and without windows, and provide their data sets."""
 
 import os
 from pathlib import Path

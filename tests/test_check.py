@@ -1,4 +1,4 @@
-"""The check gives every right solution all rows, and each mistake a verdict in its own step."""
+"""The check accepts every right solution, and reports each mistake in the step of this mistake."""
 
 import math
 import subprocess
@@ -71,7 +71,7 @@ def write(monkeypatch: pytest.MonkeyPatch, function: str, body: str) -> None:
 
 
 @pytest.mark.parametrize("style", [{"mini_batch": BATCHES}, OTHER_STYLE])
-def test_right_solution_earns_every_row(style: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_right_solution_passes_every_row(style: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for function, body in style.items():
         write(monkeypatch, function, body)
     for seed in range(50 * len(style), 50 * len(style) + 50):
@@ -79,7 +79,7 @@ def test_right_solution_earns_every_row(style: Any, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistake_costs_its_own_step_only(mistake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistake_fails_only_its_own_step(mistake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     row, function, body, words = mistake
     write(monkeypatch, function, body)
     faults = [fault for fault in check.judge(range(8), 0) if fault[4] != "ok"]
@@ -101,8 +101,8 @@ def test_first_wrong_row_shows_its_matrices(
 
 
 @pytest.mark.parametrize(("file", "oks"), [("other.py", 25), ("numpy_mnist.py", 20)])
-def test_check_runs_with_numpy_alone(file: str, oks: int, tmp_path: Path) -> None:
-    (tmp_path / file).write_text("def mini_batch(:\n")  # it costs only what is in its file
+def test_check_needs_only_numpy(file: str, oks: int, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("def mini_batch(:\n")  # the error fails only the file's rows
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.modules |= dict.fromkeys("
     code += "['torch', 'torchvision', 'pytest', 'matplotlib', 'sklearn']); import tests.check; "
     command = [sys.executable, "-c", f"{code}sys.exit(tests.check.main([]))"]
@@ -110,7 +110,7 @@ def test_check_runs_with_numpy_alone(file: str, oks: int, tmp_path: Path) -> Non
     assert (run.returncode, run.stdout.count("  ok\n")) == (int(oks < 25), oks)
 
 
-def test_further_operator_needs_a_formula_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_operator_needs_only_a_formula_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     write(monkeypatch, "Relu.forward", "y = np.tanh(x)" + KEEP)
     write(monkeypatch, "Relu.backward", "return grad_y * (1 - self.memory['y'] ** 2)")
     monkeypatch.setattr(numpy_fnn, "Tanh", numpy_fnn.Relu, raising=False)

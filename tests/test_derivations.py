@@ -1,4 +1,4 @@
-"""The derivations: the code that they quote is the code, and their numbers are the operators'."""
+"""The derivations quote the lab's code, and their numbers are those that operators compute."""
 
 import doctest
 import inspect
@@ -20,7 +20,7 @@ CODE = inspect.getsource(numpy_fnn) + inspect.getsource(numpy_mnist)
 
 
 @pytest.mark.parametrize("quote", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
-def test_quoted_code_is_the_code(quote: str) -> None:
+def test_quoted_code_stands_in_the_modules(quote: str) -> None:
     assert any(f"\n{textwrap.indent(quote, depth * ' ')}" in CODE for depth in (0, 4, 8, 12))
 
 
@@ -45,7 +45,7 @@ def gradient(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     return y, softmax.backward(log.backward(loss.backward()))
 
 
-def test_gradient_of_the_scores_follows_the_formula_on_both_sides_of_epsilon() -> None:
+def test_gradient_of_the_scores_follows_formula_5_3_on_both_sides_of_epsilon() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 200)
     y, grad = gradient(rng.normal(size=(200, 10)) * 15, labels)
@@ -55,7 +55,7 @@ def test_gradient_of_the_scores_follows_the_formula_on_both_sides_of_epsilon() -
     np.testing.assert_allclose(grad, r[:, None] * (y - one_hot(labels)) / 200, atol=1e-15)
 
 
-def test_table_of_probabilities_and_gradients_has_the_numbers_of_the_operators() -> None:
+def test_table_of_probabilities_and_gradients_shows_what_the_operators_compute() -> None:
     rows = re.findall(r"^\| ([\d.]+) \| ([\de.-]+) \| ([\de.-]+) \|$", PAGE, re.MULTILINE)
     assert len(rows) >= 5
     for ahead, p, share in rows:
@@ -64,7 +64,7 @@ def test_table_of_probabilities_and_gradients_has_the_numbers_of_the_operators()
         assert float(share) == pytest.approx(grad[0, 1] / y[0, 1], rel=0.2), ahead
 
 
-def test_dead_layer_leaves_no_gradient_for_the_weights() -> None:
+def test_dead_layer_gives_every_weight_a_gradient_of_zero() -> None:
     model = NumpyModel(0)
     model.W1 = -abs(model.W1)
     loss = NumpyLoss()

@@ -1,4 +1,4 @@
-"""The students' copy: complete, without solutions, and right once it is filled in."""
+"""The students' copy is complete, has no solutions, and passes the check once it is filled in."""
 
 import gzip
 import inspect
@@ -17,7 +17,7 @@ from utils import FILES
 
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Return two copies, the second one to derive in; MNIST's files are small ones."""
+    """Return two copies, the second made with --derive; short texts replace MNIST's files."""
     folder = tmp_path_factory.mktemp("exercise")
     (folder / "MNIST" / "raw").mkdir(parents=True)
     for name in FILES:
@@ -65,7 +65,7 @@ def test_derive_leaves_out_every_formula_of_a_gradient(copies: list[Path]) -> No
     assert "Derive" in (copies[1] / "docs" / "derivations.md").read_text(encoding="utf-8")
 
 
-def test_page_names_only_what_the_copy_has(copies: list[Path]) -> None:
+def test_pages_of_the_copy_name_only_files_that_it_has(copies: list[Path]) -> None:
     for copy in copies:
         for page in [copy / "README.md", *copy.glob("docs/*.md")]:
             text = page.read_text(encoding="utf-8")
@@ -75,7 +75,7 @@ def test_page_names_only_what_the_copy_has(copies: list[Path]) -> None:
                 assert (copy / f"{module.replace('.', '/')}.py").exists(), f"{page}: {module}"
 
 
-def test_copy_is_right_once_it_is_filled_in(copies: list[Path]) -> None:
+def test_filled_in_copy_passes_every_row(copies: list[Path]) -> None:
     rows = sum(len(results) for *_, results in CHECKS)
     for expected in ("not (?:written yet|judged before y is ok)", "ok"):
         check = [sys.executable, "-m", "tests.check"]
@@ -90,6 +90,6 @@ def test_copy_is_right_once_it_is_filled_in(copies: list[Path]) -> None:
             assert text == (PROJECT / name).read_text(encoding="utf-8")
 
 
-def test_folder_that_exists_is_refused(copies: list[Path]) -> None:
+def test_existing_folder_is_refused(copies: list[Path]) -> None:
     with pytest.raises(SystemExit, match="2"):
         exercise.main([str(copies[1])])

@@ -1,4 +1,4 @@
-"""What hand-ins get: points for what is right; a fault costs no other step and no other hand-in."""
+"""A submission gets points for right rows. A fault costs no other step and no other submission."""
 
 import inspect
 import json
@@ -16,7 +16,7 @@ from numpy_fnn import Log, Matmul, NumpyLoss, NumpyModel, Relu, Softmax
 from numpy_mnist import mini_batch
 
 HOARD = "MemoryError" if sys.platform == "linux" else ""  # other systems have no limit
-FAULTS: dict[Any, tuple[str, str, str]] = {  # a body for each step, its points, what is said
+FAULTS: dict[Any, tuple[str, str, str]] = {  # for each step: a body, its points, its verdict
     Matmul.backward: ("while True: pass", "0.33", "Matmul grad_x: not finished after 3 s"),
     Relu.backward: ("__import__('os')._exit(0)", "0.5", "Relu grad_x: the process ended"),
     Log.forward: ("self.memory = {'y': x}; return x", "0.0", "Log y: WRONG"),
@@ -29,7 +29,7 @@ HARMLESS = "import os, sys\nos.chdir('/')\nprint('x' * 10**7)\nassert not sys.ar
 
 
 def hand_in(folder: Path, bodies: dict[Any, str], end: str = "") -> Path:
-    """Write the lab, with other bodies and an end, into a folder, as Windows' Notepad saves it."""
+    """Write the lab with these bodies and this end into a folder, as Windows' Notepad saves it."""
     folder.mkdir(parents=True)
     for name in ("numpy_fnn.py", "numpy_mnist.py"):
         text = (PROJECT / name).read_text(encoding="utf-8") + end
@@ -47,7 +47,7 @@ def run(folder: Path, *submissions: Path) -> list[list[str]]:
     return [line.split(",", 9) for line in lines[1:]]
 
 
-def test_fault_costs_the_rows_of_its_step_alone(tmp_path: Path) -> None:
+def test_fault_costs_only_rows_of_its_step(tmp_path: Path) -> None:
     faulty = hand_in(tmp_path / "faulty", {name: body for name, (body, _, _) in FAULTS.items()})
     unread = hand_in(tmp_path / "unread", {Relu.backward: "def f(:"})
     right = hand_in(tmp_path / "right", {}, HARMLESS)
@@ -55,7 +55,7 @@ def test_fault_costs_the_rows_of_its_step_alone(tmp_path: Path) -> None:
     assert first[2:9] == [points for _, points, _ in FAULTS.values()]
     for fault, (_, _, words) in zip(first[9].split("; "), FAULTS.values(), strict=True):
         assert words in fault
-    assert second[9].count("Matmul") + second[9].count("Relu") == 1  # the syntax error is said once
+    assert second[9].count("Matmul") + second[9].count("Relu") == 1  # the error is named once
     assert third == ["right", "7.0", *["1.0"] * 7, ""]
     results = json.loads((tmp_path / "out" / "faulty" / "results.json").read_text())
     assert [test["score"] for test in results["tests"][:3]] == [0.33, 0, 0]
@@ -74,7 +74,7 @@ def test_files_are_found_at_any_depth_of_a_folder_or_archive(tmp_path: Path) -> 
             assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
-def test_interruption_and_bad_arguments_keep_what_is_graded(tmp_path: Path) -> None:
+def test_interruption_and_bad_arguments_keep_earlier_grades(tmp_path: Path) -> None:
     verdicts = dict.fromkeys(grade.ROWS, "ok")
     interrupted = mock.patch.object(grade, "grade", side_effect=[verdicts, KeyboardInterrupt])
     with interrupted, pytest.raises(SystemExit, match="1 of 3"):

@@ -1,4 +1,4 @@
-"""The lab sheet: its changes and programs work, its answers are true, both languages agree."""
+"""The lab sheet's changes and programs work, its answers are true, and both languages agree."""
 
 import inspect
 import itertools
@@ -50,7 +50,7 @@ def program(word: str) -> str:
 
 
 def code_spans(text: str) -> list[str]:
-    """Return what stands between single backticks, sorted."""
+    """Return the texts between single backticks, sorted."""
     return sorted(re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)))
 
 
@@ -61,7 +61,7 @@ def numbers(text: str) -> set[float]:
 
 
 def changed(number: str) -> Any:
-    """Return the module with the changes of an experiment, and of the one that it keeps."""
+    """Return the module with the changes of an experiment, including changes that it keeps."""
     module = numpy_mnist if "`main`" in EXPERIMENTS[number] else numpy_fnn
     source = inspect.getsource(module)
     texts = [EXPERIMENTS[number]]
@@ -84,7 +84,7 @@ def changed(number: str) -> Any:
 
 
 def said(number: str, pattern: str) -> float:
-    """Return the number that an answer says."""
+    """Return the number that an answer states."""
     (found,) = re.findall(pattern, ANSWERS[number])
     return float(found)
 
@@ -117,7 +117,7 @@ def test_languages_share_experiments_answers_code_and_numbers() -> None:
 
 
 @pytest.mark.parametrize("page", [ENGLISH, CHINESE], ids=["English", "Chinese"])
-def test_table_of_steps_lists_what_the_copy_lacks_with_its_formulas(page: str) -> None:
+def test_table_of_steps_lists_the_functions_to_write_with_their_formulas(page: str) -> None:
     rows = re.findall(r"^\| (?:\d )?\| `([\w.]+)`.* \| ([^|]+) \|$", page, re.MULTILINE)
     assert [name for name, _ in rows] == [function.__qualname__ for function in TO_WRITE]
     for (_, formulas), function in zip(rows, TO_WRITE, strict=True):
@@ -125,7 +125,7 @@ def test_table_of_steps_lists_what_the_copy_lacks_with_its_formulas(page: str) -
         assert re.findall(r"\(\d\.\d\)", formulas) == re.findall(r"\(\d\.\d\)", docstring)
 
 
-def test_words_explained_in_chinese_are_in_the_programs() -> None:
+def test_words_that_the_chinese_sheet_explains_are_in_the_programs() -> None:
     sources = "".join(map(inspect.getsource, (numpy_fnn, numpy_mnist, utils, check)))
     words = re.findall(r"^\| `([^`]+)` \| [^|`]+ \|$", CHINESE, re.MULTILINE)
     assert len(words) >= 6
@@ -155,7 +155,7 @@ def test_answers_about_the_first_steps_are_true(mnist: Dataset) -> None:
 
 
 @pytest.mark.parametrize("number", ["4", "5"])
-def test_network_without_relu_mask_or_relu_reaches_the_accuracy(
+def test_network_without_relu_mask_or_relu_reaches_the_stated_accuracy(
     number: str, mnist: Dataset
 ) -> None:
     rng = np.random.default_rng(0)
@@ -252,7 +252,7 @@ def test_two_lines_let_the_check_judge_tanh(
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0])
-def test_test_of_momentum_tells_right_from_wrong(
+def test_momentum_program_separates_right_from_wrong(
     momentum: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def optimize(model: Any, learning_rate: float) -> None:
@@ -270,7 +270,7 @@ def read_digit(path: str) -> np.ndarray:
     return normalize(255 - pixels if pixels[0, 0] > 127 else pixels)
 
 
-def test_program_for_an_own_digit_prints_what_the_sheet_says(
+def test_digit_program_prints_the_accuracies_of_the_sheet(
     mnist: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,6 +1,6 @@
-"""Operators, loss and model compared with PyTorch's autograd, at extremes, and in wrong use.
+"""Operators, loss and model agree with PyTorch's autograd, and refuse wrong use.
 
-Inputs are read-only wherever they are compared, so that a change in place raises ValueError.
+Inputs of the comparisons are read-only, so that a change in place raises ValueError.
 """
 
 import re
@@ -22,7 +22,7 @@ REFERENCES: dict[type[Any], Callable[..., torch.Tensor]] = {
     Softmax: lambda x: torch.softmax(x, dim=-1),
 }
 GRADIENTS = ("log", "softmax", "x3", "W3", "relu_2", "x2", "W2", "relu_1", "x1", "W1")
-# The largest error, absolute plus relative. Rounding leaves less than a tenth of it.
+# The largest allowed error, absolute plus relative. Rounding errors are less than a tenth of this.
 TOLERANCES = {np.dtype("float32"): 1e-5, np.dtype("float64"): 1e-12}
 
 all_operators = pytest.mark.parametrize("operator", REFERENCES)
@@ -67,7 +67,7 @@ def run(op: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def assert_agree(operator: type[Any], results: list[np.ndarray], arrays: list[np.ndarray]) -> None:
-    """Fail unless the results of `run` are PyTorch's."""
+    """Fail unless the results of `run` agree with PyTorch's results."""
     *inputs, grad_y = map(torch.tensor, arrays)
     y = REFERENCES[operator](*[x.requires_grad_() for x in inputs])
     y.backward(grad_y)
@@ -93,7 +93,7 @@ def test_operator_agrees_with_torch(operator: type[Any], dtype: Any) -> None:
 @all_operators
 def test_operator_keeps_nothing_from_one_batch_to_the_next(operator: type[Any]) -> None:
     op = operator()
-    # Of one shape, so that an array that was given out could be used again.
+    # All batches have the same shape, so an operator could wrongly reuse an array.
     batches = [draw(operator, np.float64, (5, 3), seed) for seed in (0, 1, 2)]
     results = [run(op, arrays) for arrays in batches]
     for result, arrays in zip(results, batches, strict=True):
@@ -109,13 +109,13 @@ def test_operator_refuses_a_gradient_of_another_shape(operator: type[Any]) -> No
             op.backward(np.ones(shape))
 
 
-def test_relu_of_zeros_infinities_and_nan_is_that_of_torch() -> None:
+def test_relu_agrees_with_torch_at_zeros_infinities_and_nan() -> None:
     arrays = [np.array([0.0, -0.0, np.inf, -np.inf, 1e-30, -1e-30]), np.ones(6)]
     assert_agree(Relu, run(Relu(), arrays), arrays)
     assert np.isnan(Relu().forward(np.array([np.nan])))
 
 
-def test_log_adds_its_own_epsilon() -> None:
+def test_log_adds_the_epsilon_of_its_object() -> None:
     log = Log()
     log.epsilon = 0.5
     assert_near("y", log.forward(np.array([0, 0.5, 3.5])), np.log([0.5, 1, 4]))
@@ -123,7 +123,7 @@ def test_log_adds_its_own_epsilon() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:overflow")  # −3e38 − 3e38 is −inf, whose exponential is 0
-def test_softmax_of_extreme_scores_is_that_of_torch() -> None:
+def test_softmax_agrees_with_torch_at_extreme_scores() -> None:
     scores = [[3e38, -3e38, 0], [1e4, -1e4, 9999], [3, 2, 1], [-1e4, -1e4, 0]]
     arrays = [np.array(scores, np.float32), np.array([[1e12, -1, 0]] * 4, np.float32)]
     assert_agree(Softmax, run(Softmax(), arrays), arrays)
@@ -145,7 +145,7 @@ def test_loss_agrees_with_torch_in_the_dtype_of_pred(dtype: Any, target_dtype: A
         expected.backward()
         target = read_only(np.eye(4)[labels], target_dtype)
         loss: Any = numpy_loss.get_loss(read_only(pred.detach().numpy()), target)
-        NumpyLoss().get_loss(np.ones((2, 4)), np.ones((2, 4)))  # shares nothing with the other
+        NumpyLoss().get_loss(np.ones((2, 4)), np.ones((2, 4)))  # a second object shares nothing
         assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
         assert isinstance(loss, float)
         results.append((numpy_loss.backward(), pred.grad.numpy()))
@@ -188,7 +188,7 @@ def test_model_agrees_with_torch_in_the_dtype_of_its_weights(
             assert_near(name, getattr(model, f"{name}_grad") / scale, expected / scale)
 
 
-def test_model_leaves_out_the_gradient_of_its_input_on_request() -> None:
+def test_model_skips_the_gradient_of_its_input_on_request() -> None:
     model = NumpyModel(0)
     model.forward(np.ones((2, 784)))
     grad_y = np.eye(10, dtype=np.float32)[:2]
@@ -199,7 +199,7 @@ def test_model_leaves_out_the_gradient_of_its_input_on_request() -> None:
     np.testing.assert_array_equal(model.W1_grad, W1_grad)
 
 
-def test_model_starts_with_uniform_weights_within_one_over_the_root_of_fan_in() -> None:
+def test_model_draws_uniform_weights_scaled_by_the_root_of_fan_in() -> None:
     model = NumpyModel(1)
     for name, (fan_in, fan_out) in {"W1": (784, 256), "W2": (256, 64), "W3": (64, 10)}.items():
         weight = getattr(model, name)
@@ -210,7 +210,7 @@ def test_model_starts_with_uniform_weights_within_one_over_the_root_of_fan_in() 
         np.testing.assert_allclose(quartiles, [-1, -0.5, 0, 0.5, 1], atol=0.05)
 
 
-def test_model_follows_the_seed() -> None:
+def test_seed_determines_the_weights_of_a_new_model() -> None:
     model = NumpyModel(0)
     same = NumpyModel(np.random.default_rng(0))
     others = (NumpyModel(1), NumpyModel(), NumpyModel())
@@ -220,7 +220,7 @@ def test_model_follows_the_seed() -> None:
 
 
 @both_dtypes
-def test_optimize_replaces_the_weights_by_those_after_a_step(dtype: Any) -> None:
+def test_optimize_takes_one_step_and_changes_no_array_in_place(dtype: Any) -> None:
     rng = np.random.default_rng(0)
     model = NumpyModel()
     expected = {}
@@ -263,7 +263,7 @@ def test_wrong_shapes_raise_an_error_that_names_them(method: Any, cases: list[An
         (NumpyModel().optimize, [0.1]),
     ],
 )
-def test_method_raises_an_error_before_its_time(method: Any, arguments: list[Any]) -> None:
+def test_method_called_too_early_raises_an_error(method: Any, arguments: list[Any]) -> None:
     with pytest.raises(RuntimeError, match=f"{method.__name__} was called before"):
         method(*arguments)
 

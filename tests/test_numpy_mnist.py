@@ -97,7 +97,7 @@ def test_training_learns_digits_in_float32(digits: Dataset) -> None:
     assert [len(values) for values in vars(history).values()] == [3 * 293, 3, 3]
     assert history.accuracies[-1] > 0.9
     assert {W.dtype for W in (model.W1, model.W2, model.W3)} == {np.dtype(np.float32)}
-    assert model.x1_grad is None, "it is not needed, and takes a third of the time"
+    assert model.x1_grad is None, "x1_grad is not needed, and takes a third of the time"
 
 
 def test_losses_of_two_epochs_equal_those_of_pytorch(digits: Dataset) -> None:
@@ -115,8 +115,8 @@ def test_losses_of_two_epochs_equal_those_of_pytorch(digits: Dataset) -> None:
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-12)
 
 
-def test_accuracies_cover_the_whole_test_set_and_the_whole_training_set() -> None:
-    images = np.zeros((20000, 28, 28), np.float32)  # whose predicted class stays 0
+def test_accuracies_cover_the_test_set_and_a_sample_of_the_training_set() -> None:
+    images = np.zeros((20000, 28, 28), np.float32)  # the predicted class stays 0
     number = np.arange(20000)
     history = train(NumpyModel(0), (images, number // 10000), (images, number // 19999), 1, 5000)
     assert history.accuracies == [19999 / 20000]
@@ -135,7 +135,7 @@ def run(data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
         try:
             main(options)
         except SystemExit as error:
-            print(error.code, file=sys.stderr)  # as Python does if it is a sentence
+            print(error.code, file=sys.stderr)  # as Python does for a string
             result.code = 1 if isinstance(error.code, str) else error.code
         result.out, result.err = capsys.readouterr()
         for args, kwargs in plot.call_args_list:
@@ -193,7 +193,7 @@ def test_bad_option_ends_with_a_sentence_before_data_is_read(run: Any) -> None:
 
 
 @patch.object(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:1/"])
-def test_failed_download_falls_back_to_digits_unless_asked_for(run: Any, tmp_path: Path) -> None:
+def test_failed_download_falls_back_to_digits_without_an_option(run: Any, tmp_path: Path) -> None:
     result = run(EPOCH_NUMBER=1, DATA_DIR=str(tmp_path))
     assert (result.code, "MNIST" in result.out) == (0, False)
     assert result.out.startswith("digits: 37500 training and 297 test images")

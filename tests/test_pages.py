@@ -1,4 +1,4 @@
-"""All pages: links lead somewhere, commands and files exist, the README's program is the run."""
+"""On all pages, links, commands and files exist, and the README's program repeats the run."""
 
 import os
 import re
@@ -72,7 +72,7 @@ def test_readme_is_finished_and_has_at_most_110_lines() -> None:
     assert README.count("\n") <= 110
 
 
-def test_readme_shows_what_the_check_says_of_a_forgotten_mask(
+def test_readme_shows_what_the_check_prints_for_a_forgotten_mask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = 'return grad_y * (self.memory["x"] > 0)'

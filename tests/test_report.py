@@ -1,4 +1,4 @@
-"""The report: its runs train as the lab does, and its numbers and pictures follow from them."""
+"""The report's runs train as the lab does, and its numbers and pictures follow from these runs."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_train_run_repeats_the_accuracies_that_the_command_prints(
     assert printed == [f"{accuracy:.4f}" for accuracy in accuracies]
 
 
-def test_train_run_that_becomes_nan_keeps_what_came_before(data_dir: Path) -> None:
+def test_train_run_keeps_the_results_before_a_nan_loss(data_dir: Path) -> None:
     small = load_dataset("MNIST", str(data_dir))
     losses, accuracies = train_run(small, Setting(5, 10, 1e4, original=True), 0)
     steps = np.isfinite(losses).sum()
@@ -53,7 +53,7 @@ def test_nudge_changes_one_weight_in_its_last_bit() -> None:
     assert abs(weights.view(np.int32) - nudged.view(np.int32)).sum() == 1
 
 
-def test_original_formulas_give_nan_where_those_of_the_lab_stay_finite() -> None:
+def test_original_formulas_give_nan_when_those_of_the_lab_stay_finite() -> None:
     model = start(Setting(1, 1, 0.1, original=True))
     scores = np.array([[0, 3, -1]], np.float32)
     half = np.full((1, 3), 0.5, np.float32)
@@ -68,7 +68,7 @@ def test_original_formulas_give_nan_where_those_of_the_lab_stay_finite() -> None
 
 
 def describe(_: Dataset, setting: Setting, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return seed and setting, and the number of threads of each library, in place of a run."""
+    """Return the seed, the setting and each library's number of threads, instead of training."""
     threads = [library["num_threads"] for library in threadpoolctl.threadpool_info()]
     return np.array([seed, *setting]), np.array(threads)
 
@@ -173,7 +173,7 @@ def test_accuracies_are_in_their_column_and_bold_out_of_range(made: dict[str, Ru
             assert row[beside] == report.spread(values)
 
 
-def test_sentences_have_medians_ranges_and_counts(made: dict[str, Runs]) -> None:
+def test_sentences_state_medians_ranges_and_counts_of_the_runs(made: dict[str, Runs]) -> None:
     assert report.spread(np.array([1, 9, 2])) == "2.0000 (1.0000 to 9.0000)"
     contents = report.contents(made)
     assert (contents["seeds"], contents["spikes"], contents["lost"]) == ("8", "2 of 8", "3 of 8")

@@ -1,4 +1,4 @@
-"""The speed page's program: contenders do the same work, and the tables show what was measured."""
+"""In the speed page's program, contenders do the same work, and tables show the measurements."""
 
 from inspect import getclosurevars
 from pathlib import Path
@@ -22,7 +22,7 @@ products: list[Any] = []
 
 
 class Watched(np.ndarray):
-    """An array that notes the products that it, or what is computed from it, takes part in."""
+    """An array that records each matrix product of itself or of an array computed from it."""
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         if ufunc is np.matmul:
@@ -45,7 +45,7 @@ def test_contender_takes_the_steps_of_the_lab(name: str, monkeypatch: pytest.Mon
 def test_scikit_learn_takes_the_steps_of_the_lab() -> None:
     model = NumpyModel(SEED)
     epoch, predict = speed.sklearn_mlp(model, *BATCH, X)
-    epoch(None)  # draws weights and biases, which the lab's replace
+    epoch(None)  # draws weights and biases, which we replace by the lab's
     network = getclosurevars(predict).nonlocals["mlp"]
     network.coefs_ = [model.W1.copy(), model.W2.copy(), model.W3.copy()]
     network.intercepts_ = [np.zeros_like(b) for b in network.intercepts_]
@@ -54,7 +54,7 @@ def test_scikit_learn_takes_the_steps_of_the_lab() -> None:
     assert network.batch_size == BATCH_SIZE
 
 
-def test_products_are_those_of_a_step() -> None:
+def test_matrix_products_have_the_shapes_and_strides_of_a_step() -> None:
     model = NumpyModel(SEED)
     model.W1, model.W2, model.W3 = (W.view(Watched) for W in (model.W1, model.W2, model.W3))
     model.backward(-model.forward(X[:BATCH_SIZE]), needs_input_grad=False)
@@ -63,7 +63,7 @@ def test_products_are_those_of_a_step() -> None:
 
 
 def test_tables_show_median_and_range(monkeypatch: Any, capsys: Any) -> None:
-    measure = Mock(side_effect=[(n**2, n**2 / 1000) for n in range(48)])  # no median is a mean
+    measure = Mock(side_effect=[(n**2, n**2 / 1000) for n in range(48)])  # median ≠ mean
     monkeypatch.setattr(speed, "measure", measure)
     monkeypatch.setattr("sys.argv", ["speed", "--rounds", "3", "--busy", "2"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # no JAX

@@ -43,7 +43,7 @@ def test_moving_average_has_a_window_that_shrinks_at_the_ends() -> None:
 
 
 @patch.object(Figure, "savefig", Mock())
-def test_picture_shows_accuracies_and_losses_whose_spike_does_not_flatten_the_curve() -> None:
+def test_picture_shows_accuracies_and_losses_and_cuts_off_a_loss_spike() -> None:
     losses = [*(0.1 + 2.2 * 0.9 ** np.arange(200)), 27.6]
     loss, accuracy, *_ = plot_curve(losses, [0.9, 0.95], [0.91, 0.97]).axes
     np.testing.assert_array_equal(loss.lines[0].get_ydata(), losses)
@@ -60,7 +60,7 @@ def test_picture_shows_accuracies_and_losses_whose_spike_does_not_flatten_the_cu
 
 
 def trained(mistakes: int, shape: tuple[int, int] = (784, 40), scale: float = 1) -> tuple[Any, Any]:
-    """Return a stand-in for a model, and 20 test images of which it mistakes so many."""
+    """Return a stand-in for a model, and 20 test images with this number of mistakes."""
     rng = np.random.default_rng(0)
     y_pred = np.log(rng.dirichlet(np.ones(10), 20))
     labels = (y_pred.argmax(axis=1) + (np.arange(20) < mistakes)) % 10
@@ -90,7 +90,7 @@ def test_picture_shows_the_largest_columns_and_the_most_certain_mistakes() -> No
 
 
 @pytest.mark.filterwarnings("error")
-def test_picture_is_saved_of_every_model_in_the_format_of_its_extension(tmp_path: Path) -> None:
+def test_picture_of_every_model_is_saved_in_the_format_of_its_extension(tmp_path: Path) -> None:
     for (model, test_set), count, name, start in (
         (trained(3, scale=np.nan), 0, "diverged.PNG", b"\x89PNG"),
         (trained(0), 1, "no mistakes.pdf", b"%PDF"),
@@ -127,7 +127,7 @@ def test_run_from_a_notebook_needs_no_torch(data_dir: Path, monkeypatch: Any) ->
     assert re.fullmatch(rf"MNIST: 30 .* 20 .*\n{accuracies}.* loss\.png\n", result.stdout)
 
 
-def test_images_are_normalized_as_by_torchvision(data_dir: Path) -> None:
+def test_images_equal_those_that_torchvision_normalizes(data_dir: Path) -> None:
     dataset = load_dataset("MNIST", str(data_dir))
     normalize = transforms.Normalize((0.1307,), (0.3081,))
     for train, (images, labels) in ((True, dataset.train), (False, dataset.test)):
@@ -152,7 +152,7 @@ def test_hand_placed_files_are_found(folder: str, name: str, packed: bool, data_
     np.testing.assert_equal(load_dataset("MNIST", str(data_dir)), expected)
 
 
-def test_digits_train_in_all_shifts_and_test_other_writers(digits: Any) -> None:
+def test_digits_have_shifted_training_images_and_test_images_of_other_writers(digits: Any) -> None:
     original, labels = load_digits(return_X_y=True)
     enlarged = np.kron(original.reshape(-1, 8, 8), np.ones((3, 3)))
     framed = (np.pad(enlarged, ((0, 0), (2, 2), (2, 2))) / 16 - 0.1307) / 0.3081

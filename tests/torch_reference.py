@@ -1,11 +1,11 @@
-"""The network, loss and SGD step of numpy_fnn.py in PyTorch: autograd judges every gradient."""
+"""The network, loss and SGD step of numpy_fnn.py in PyTorch, with gradients from autograd."""
 
 import numpy as np
 import torch
 
 
 class TorchModel:
-    """The reference. Weights and operators' inputs keep their gradients."""
+    """The reference model. Its weights and the inputs of its operators keep their gradients."""
 
     def __init__(self, W1: np.ndarray, W2: np.ndarray, W3: np.ndarray) -> None:
         self.W1, self.W2, self.W3 = (torch.tensor(W, requires_grad=True) for W in (W1, W2, W3))
