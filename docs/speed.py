@@ -1,12 +1,7 @@
 """Measure how long this lab and other libraries take to train the same network.
 
 `python -m docs.speed` prints the tables of speed.md. Run it while nothing else runs. A whole run
-<<<<<<< HEAD
 loads MNIST, trains and saves the picture. An epoch lasts from one printed accuracy to the next.
-=======
-loads MNIST, trains for three epochs and saves the picture. The time of the last epoch, which
-includes the evaluation, is the time between the last two printed accuracies.
->>>>>>> t7
 """
 
 import argparse
