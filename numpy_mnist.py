@@ -20,7 +20,7 @@ DATASET = "MNIST"  # or FashionMNIST, KMNIST, digits
 DATA_DIR = "data"
 PLOT = "loss.png"
 
-ADVICE = "try a lower learning rate; if you changed an operator, run python -m tests.check"
+ADVICE = "try another learning rate; if you changed an operator, run python -m tests.check"
 
 
 @dataclass
@@ -151,9 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             train(model, data.train, data.test, *hyperparameters, rng, history)
         finally:  # after an interruption or a divergence, too
             if history.losses:
-                title = f"{data.name}: {len(history.accuracies)} of {options.epoch_number} epochs"
-                title += f", batch size {options.batch_size}"
-                title += f", learning rate {options.learning_rate}, seed {options.seed}"
+                done = len(history.accuracies)
+                title = "{}: {} of {} epochs, batch size {}, learning rate {}, seed {}"
+                title = title.format(data.name, done, *hyperparameters, options.seed)
                 curves = (history.losses, history.accuracies, history.train_accuracies)
                 plot_curve(*curves, model, data.test, title, options.plot)
                 print(f"The loss curve is in {options.plot}")

@@ -96,8 +96,8 @@ def read_images(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.nd
     images = read_idx(images_path, 28, 28)
     labels = read_idx(labels_path)
     if len(labels) != len(images) or labels.max() > 9:
-        expected = f"{len(images)} labels from 0 to 9, got {len(labels)} up to {labels.max()}"
-        raise DataError(f"{labels_path} must have {expected}; delete it and run again")
+        fault = f"{len(labels)} labels up to {labels.max()} for {len(images)} images"
+        raise DataError(f"{labels_path} and {images_path.name} have {fault}; delete both")
     return normalize(images), labels
 
 

@@ -157,6 +157,7 @@ def check_wiring(_: str, operator: str, rng: np.random.Generator) -> None:
         getattr(model, op).backward = functools.partial(stand_in, got, op, grads)
     model.backward(known["grad_y"], needs_input_grad=False)
     model.backward(known["grad_y"])  # gradients must not add up
+    require(model.W1 is model.W2 is model.W3 is known["grad_y"], "backward changed a weight")
     given, *returned = WIRING[operator]
     seen = [(f"{operator}.backward got", got[operator], given)]
     seen += [(f"self.{name} is", getattr(model, name, "missing"), name) for name in returned]
@@ -215,7 +216,6 @@ def check_mini_batch(_: str, result: str, rng: np.random.Generator) -> None:
 
 
 MINI_BATCH = ("sizes", "images", "shuffle", "seed", "rng")
-
 # Each row has a step, a name, a check, and its results with their formula numbers. A new operator
 # needs a row, such as (8, "Tanh", check_operator, {"y": "10.1", "grad_x": "10.2"}), and a formula.
 CHECKS: list[tuple[int, str, Callable[..., Any], dict[str, str]]] = [

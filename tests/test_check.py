@@ -28,6 +28,11 @@ BATCHES = """images, labels = as_arrays(dataset)
 order = np.random.default_rng(rng).permutation(len(images))
 parts = [order[i : i + batch_size] for i in range(0, len(images), batch_size)]
 return [(images[part], labels[part]) for part in parts]"""
+TOTAL = """self.total = getattr(self, "total", 0) + self.memory["x"].T @ grad_y
+return grad_y @ self.memory["W"].T, self.total"""
+SHARED = "self.memory = vars(forward)\ny = np.maximum(x, 0)" + KEEP
+BUFFER = "y = vars(self).setdefault('buffer', x + 0)\ny[:] = np.log(x + self.epsilon)" + KEEP
+ADDED = WIRING.replace("grad_w)", 'grad_w + getattr(self, f"W{name[-1]}_grad", 0))')
 OTHER_STYLE = {
     "Matmul.backward": GRADS.replace("['W']", ".pop('W')"),
     "Relu.backward": "grad_x = grad_y.copy()\ngrad_x[self.memory['y'] == 0] = 0\nreturn grad_x",
@@ -56,6 +61,12 @@ MISTAKES = [  # the first row that is not ok, the function, its body, and a part
     ("mini_batch images", "mini_batch", BATCHES.replace("permutation(", "choice(23, "), "once"),
     ("mini_batch shuffle", "mini_batch", BATCHES.replace("order[i", "sorted(order)[i"), "whole"),
     ("mini_batch seed", "mini_batch", BATCHES.replace("(rng)", "(0)"), "another order"),
+    ("Matmul grad_w", "Matmul.backward", TOTAL, "WRONG only after"),
+    ("Relu grad_x", "Relu.forward", SHARED, "WRONG only after"),
+    ("Log y", "Log.forward", BUFFER, ".py:3: changed in place"),
+    ("NumpyModel matmul_3", "NumpyModel.backward", ADDED, "W3_grad is something else"),
+    ("NumpyModel log", "NumpyModel.backward", WIRING + "\nself.W1 = 0", "changed a weight"),
+    ("mini_batch sizes", "mini_batch", "while True:\n    yield dataset", "got "),
 ]
 
 

@@ -43,7 +43,7 @@ def hand_in(folder: Path, bodies: dict[Any, str], end: str = "") -> Path:
 def run(folder: Path, *submissions: Path) -> list[list[str]]:
     """Return the lines of grades.csv: a name, the score, the points of each step, the faults."""
     grade.main([*map(str, submissions), "--output", str(folder), "--seconds", "3"])
-    lines = (folder / "grades.csv").read_text(encoding="utf-8-sig").splitlines()
+    lines = (folder / "grades.csv").read_text(encoding="utf-8").split("\ufeff")[1].splitlines()
     return [line.split(",", 9) for line in lines[1:]]
 
 

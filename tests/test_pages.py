@@ -72,9 +72,7 @@ def test_readme_is_finished_and_has_at_most_110_lines() -> None:
     assert README.count("\n") <= 110
 
 
-def test_readme_shows_what_the_check_prints_for_a_forgotten_mask(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_readme_shows_what_the_check_says_of_a_forgotten_mask(tmp_path: Path) -> None:
     right = 'return grad_y * (self.memory["x"] > 0)'
     assert right in SOURCES["numpy_fnn.py"]
     for file in ("numpy_mnist.py", "utils.py", "tests/__init__.py", "tests/check.py"):
