@@ -96,8 +96,9 @@ def read_images(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.nd
     images = read_idx(images_path, 28, 28)
     labels = read_idx(labels_path)
     if len(labels) != len(images) or labels.max() > 9:
+        pair = f"{labels_path} and {images_path.name}"
         fault = f"{len(labels)} labels up to {labels.max()} for {len(images)} images"
-        raise DataError(f"{labels_path} and {images_path.name} have {fault}; delete both")
+        raise DataError(f"{pair} have {fault}; delete both files and run again")
     return normalize(images), labels
 
 
